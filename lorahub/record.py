@@ -1,0 +1,154 @@
+"""The record written beside every merged adapter (``lorahub.json``): from what, how, how well.
+
+It holds nothing that differs between two executions of the same recipe on the same inputs, so
+that its bytes are as reproducible as the weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lorahub.errors import IntegrityError
+
+FILE_NAME = "lorahub.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """One source of a merge, pinned.
+
+    Attributes:
+        reference: Catalog name at the time of the merge; for the Hub ``owner/name@commit``.
+        content_hash: sha256 identity of the adapter (config and weights).
+        weight: The weight it was merged with.
+        repo_id: ``owner/name`` when it came from the Hub, else None.
+        revision: Commit (40 hex) when it came from the Hub, else None.
+        endpoint: Hub endpoint when it is not the default one, else None.
+        license: Licence its card states, or None.
+    """
+
+    reference: str
+    content_hash: str
+    weight: float
+    repo_id: str | None = None
+    revision: str | None = None
+    endpoint: str | None = None
+    license: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How far the written file is from its definition, recomputed in float64.
+
+    Attributes:
+        error: Frobenius distance of the written deltas from the method's definition, over all
+            modules, relative to the norm of the exact weighted sum.
+        worst_error: The same for the worst single module.
+        worst_module: Name of that module.
+        truncation: Distance of the written deltas from the exact weighted sum, relative to it.
+        retained: Per parent, the share (0..1) of its squared norm that lies in the column and
+            row spaces of the result.
+        tolerance: What ``worst_error`` may be at most, for the dtype written.
+    """
+
+    error: float
+    worst_error: float
+    worst_module: str
+    truncation: float
+    retained: tuple[float, ...]
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every module is as near to its definition as its dtype allows."""
+        return self.worst_error <= self.tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Everything needed to understand, check and repeat a merge.
+
+    Attributes:
+        digest: sha256 (hex) over the plan: inputs by content, method, parameters, seed, dtype.
+        lorahub: Version of lorahub that made it.
+        method: Name of the method.
+        parameters: The method's parameters, defaults included.
+        scale: Factor the merged delta was multiplied by.
+        seed: Seed of all random choices.
+        dtype: safetensors dtype name of the written factors.
+        base_model: Base model of the result, or None where its name is not known.
+        parents: The sources in recipe order.
+        modules: Number of target modules written.
+        rank: Largest rank written.
+        weights_sha256: sha256 (hex) of the weights file.
+        verification: How far the result is from its definition.
+        notes: What the method or the plan wanted remembered (e.g. partially shared modules).
+    """
+
+    digest: str
+    lorahub: str
+    method: str
+    parameters: Mapping[str, Any]
+    scale: float
+    seed: int
+    dtype: str
+    base_model: str | None
+    parents: tuple[Parent, ...]
+    modules: int
+    rank: int
+    weights_sha256: str
+    verification: Verification
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """The text of ``lorahub.json``."""
+        body = {"version": FORMAT_VERSION, **asdict(self)}
+        return json.dumps(body, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = FILE_NAME) -> Record:
+        """Parse ``lorahub.json``.
+
+        Raises:
+            IntegrityError: The text is no record, or one of a newer version.
+        """
+        try:
+            body = json.loads(text)
+            version = body.pop("version")
+            if version != FORMAT_VERSION:
+                raise IntegrityError(
+                    f"{where}: record version {version} is not {FORMAT_VERSION}",
+                    hint="upgrade lorahub to read it",
+                )
+            body["parents"] = tuple(Parent(**p) for p in body["parents"])
+            check = body["verification"]
+            check["retained"] = tuple(check["retained"])
+            body["verification"] = Verification(**check)
+            body["notes"] = tuple(body["notes"])
+            return cls(**body)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise IntegrityError(
+                f"{where}: not a lorahub record ({error})",
+                hint="the file was edited or damaged; merge again from the recipe",
+            ) from error
+
+    @classmethod
+    def read(cls, folder: Path) -> Record | None:
+        """The record in a folder, or None where there is no ``lorahub.json``.
+
+        Raises:
+            IntegrityError: The file is there but no readable record.
+        """
+        path = folder / FILE_NAME
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise IntegrityError(f"{path}: cannot be read ({error})") from error
+        return cls.from_json(text, str(path))
