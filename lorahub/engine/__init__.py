@@ -1,0 +1,1 @@
+"""Plan, run and verify merges; see the submodules of those names."""

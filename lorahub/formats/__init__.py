@@ -1,0 +1,120 @@
+"""Adapters on disk: recognising, inspecting, converting and describing them."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from dataclasses import replace
+from pathlib import Path
+
+from lorahub.adapter import AdapterInfo, Module
+from lorahub.errors import InvalidAdapterError, UnsupportedAdapterError
+from lorahub.formats import card, foreign, peft
+from lorahub.formats.safetensors import Header, read_header
+
+__all__ = ["find_weights", "inspect"]
+
+
+def inspect(folder: Path) -> AdapterInfo:
+    """What the adapter in ``folder`` is: structure from headers, identity from hashed bytes.
+
+    torch is not imported and nothing is unpickled.
+
+    Raises:
+        InvalidAdapterError: No adapter, or a damaged or hostile one.
+        UnsupportedAdapterError: Weights that only unpickling could read.
+    """
+    weights = find_weights(folder)
+    header = read_header(weights)
+    config, config_sha256 = peft.read_config(folder)
+    if peft.is_peft(header, config):
+        info = peft.inspect(weights, header, config)
+    else:
+        info = foreign.inspect(weights, header, config)
+    metadata = card.read_card(folder)
+    file_hash, factor_hashes, silent = _hash(weights, header)
+    modules = tuple(
+        replace(m, hash_a=factor_hashes[m.key_a], hash_b=factor_hashes[m.key_b])
+        for m in info.modules
+    )
+    return replace(
+        info,
+        modules=modules,
+        warnings=info.warnings + _untrained(modules, silent),
+        base_model=info.base_model or metadata.base_model,
+        weights_bytes=weights.stat().st_size,
+        weights_sha256=file_hash,
+        config_sha256=config_sha256,
+        license=metadata.license,
+        tags=metadata.tags,
+        card=metadata.text,
+    )
+
+
+def find_weights(folder: Path) -> Path:
+    """The one weights file of an adapter folder.
+
+    Raises:
+        InvalidAdapterError: There is none, or several that could be it.
+        UnsupportedAdapterError: There are only files that need unpickling.
+    """
+    if not folder.is_dir():
+        raise InvalidAdapterError(f"{folder}: is not a folder")
+    usual = folder / "adapter_model.safetensors"
+    if usual.is_file():
+        return usual
+    found = sorted(p for p in folder.glob("*.safetensors") if p.is_file())
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InvalidAdapterError(
+            f"{folder}: has no adapter_model.safetensors but {len(found)} other weights files "
+            f"({found[0].name}, {found[1].name} ...)",
+            hint="keep one adapter per folder",
+        )
+    pickles = sorted(
+        p for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"} and p.is_file()
+    )
+    if pickles:
+        raise UnsupportedAdapterError(
+            f"{pickles[0]}: is a pickle, which can run code when it is loaded",
+            hint="if you trust its author: `lorahub pull --allow-pickle`, which reads plain "
+            "tensors only and converts them to safetensors",
+        )
+    if any(folder.glob("*.npz")):
+        raise UnsupportedAdapterError(
+            f"{folder}: holds an MLX adapter in .npz, which is not supported",
+            hint="save it as safetensors in PEFT's format",
+        )
+    raise InvalidAdapterError(
+        f"{folder}: is not an adapter: it has no adapter_model.safetensors",
+        hint="name the folder that holds adapter_config.json and adapter_model.safetensors",
+    )
+
+
+def _hash(path: Path, header: Header) -> tuple[str, dict[str, str], set[str]]:
+    """sha256 of the file and of every tensor, and the names of tensors that are all zero."""
+    hashes: dict[str, str] = {}
+    silent: set[str] = set()
+    whole = hashlib.sha256()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with memoryview(data) as view:
+            end = min((e.start for e in header.tensors.values()), default=len(view))
+            whole.update(view[:end])
+            for name, entry in header.tensors.items():
+                part = view[entry.start : entry.stop]
+                whole.update(part)
+                hashes[name] = hashlib.sha256(part).hexdigest()
+                if not part.nbytes or (part[0] == 0 and not any(part[:64]) and not any(part)):
+                    silent.add(name)
+                part.release()
+    return whole.hexdigest(), hashes, silent
+
+
+def _untrained(modules: tuple[Module, ...], silent: set[str]) -> tuple[str, ...]:
+    zero = [m.name for m in modules if m.key_b in silent or m.key_a in silent]
+    if not zero:
+        return ()
+    if len(zero) == len(modules):
+        return ("all deltas are zero: the adapter was never trained",)
+    return (f"{len(zero)} of {len(modules)} modules have a zero delta (first: {zero[0]})",)

@@ -1,0 +1,1 @@
+"""The linear algebra under the methods. Submodules that compute import torch; `stack` does not."""

@@ -1,0 +1,370 @@
+"""Planning: everything about a merge that file headers can tell, before any byte is read.
+
+A plan is pure: the same adapters and options give the same plan, and a merge that cannot be
+right is refused here, by the adapter's and the module's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from lorahub.adapter import DTYPE_BYTES, Adapter, Module, ModuleKind, canonical_base
+from lorahub.errors import (
+    IncompatibleError,
+    InvalidRecipeError,
+    UnsupportedAdapterError,
+)
+from lorahub.methods.registry import Method
+
+try:
+    LORAHUB_VERSION = version("lorahub-kit")
+except PackageNotFoundError:  # a source tree that was never installed
+    LORAHUB_VERSION = "0+unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One adapter's part in a module: index of the adapter, its module, its weight there."""
+
+    adapter: int
+    module: Module
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedModule:
+    """One target module of the result.
+
+    Attributes:
+        name: Path inside the base model.
+        kind: How the delta meets the base weight.
+        d_in: Columns of A.
+        d_out: Rows of B.
+        members: The adapters that have it, in recipe order.
+        rank: Largest rank the result can have here.
+    """
+
+    name: str
+    kind: ModuleKind
+    d_in: int
+    d_out: int
+    members: tuple[Member, ...]
+    rank: int
+
+    @property
+    def total_rank(self) -> int:
+        """Sum of the members' ranks, R."""
+        return sum(m.module.rank for m in self.members)
+
+    @property
+    def shape(self) -> tuple[int, int, tuple[int, ...]]:
+        """What modules must share to be computed in one batch."""
+        return self.d_out, self.d_in, tuple(m.module.rank for m in self.members)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A merge with everything resolved and checked.
+
+    Attributes:
+        adapters: The sources in recipe order.
+        weights: Their weights.
+        method: The merge method.
+        parameters: Its parameters, defaults filled in.
+        scale: Factor on the merged delta.
+        seed: Seed of all random choices.
+        dtype: safetensors dtype name of the result.
+        base_model: Base model to state in the result, or None where nobody knows it.
+        task_type: PEFT task type that the sources share, or None.
+        fan_in_fan_out: Whether base weights are stored transposed (transformers' Conv1D).
+        auto_mapping: PEFT auto_mapping that the sources share, or None.
+        modules: Target modules in the order they are computed and written.
+        warnings: What the user should know.
+        notes: Warnings that belong into the record of the result.
+    """
+
+    adapters: tuple[Adapter, ...]
+    weights: tuple[float, ...]
+    method: Method
+    parameters: Mapping[str, Any]
+    scale: float
+    seed: int
+    dtype: str
+    base_model: str | None
+    task_type: str | None
+    fan_in_fan_out: bool
+    auto_mapping: Mapping[str, Any] | None
+    modules: tuple[PlannedModule, ...]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def rank(self) -> int:
+        """Largest rank the result can have."""
+        return max(m.rank for m in self.modules)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of factors that will be read."""
+        return sum(
+            m.module.rank * (m.module.d_in * DTYPE_BYTES[m.module.dtype_a])
+            + m.module.rank * (m.module.d_out * DTYPE_BYTES[m.module.dtype_b])
+            for p in self.modules
+            for m in p.members
+        )
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of factors that will be written, at most."""
+        return sum(p.rank * (p.d_in + p.d_out) for p in self.modules) * DTYPE_BYTES[self.dtype]
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) over everything that determines the result's bytes."""
+        body = {
+            "lorahub": LORAHUB_VERSION,
+            "parents": [
+                [a.info.content_hash, w] for a, w in zip(self.adapters, self.weights, strict=True)
+            ],
+            "method": self.method.name,
+            "parameters": dict(self.parameters),
+            "scale": self.scale,
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "base_model": self.base_model,
+        }
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def make_plan(
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    method: Method,
+    parameters: Mapping[str, Any],
+    *,
+    scale: float | None = None,
+    dtype: str | None = None,
+    seed: int = 0,
+    base_model: str | None = None,
+) -> Plan:
+    """Plan the merge of ``adapters``.
+
+    Args:
+        adapters: One or more, in order.
+        weights: One finite number per adapter.
+        method: The merge method.
+        parameters: Its parameters as the user gave them.
+        scale: Factor on the merged delta; None takes the method's default.
+        dtype: ``F32``, ``F16`` or ``BF16``; None takes the sources' common dtype, or F32.
+        seed: Seed of all random choices.
+        base_model: Base model to state; needed where the sources disagree or name none.
+
+    Raises:
+        InvalidRecipeError: A weight, parameter, dtype or rank that is out of bounds.
+        UnsupportedAdapterError: A source that cannot be merged, with the reasons.
+        IncompatibleError: Sources that do not fit together.
+    """
+    _check_numbers(adapters, weights, scale, dtype, method)
+    filled = method.parameters(parameters)
+    for adapter in adapters:
+        if adapter.info.refusals:
+            reasons = "; ".join(r.message for r in adapter.info.refusals)
+            raise UnsupportedAdapterError(
+                f"'{adapter.name}' cannot be merged: {reasons}", hint="leave it out of the merge"
+            )
+    warnings = [f"{a.name}: {w}" for a in adapters for w in a.info.warnings]
+    base = _common_base(adapters, base_model, warnings)
+    members = _group(adapters, weights, method)
+    notes = _coverage(adapters, members)
+    modules = _plan_modules(members, method, filled)
+    _check_rank(filled.get("rank"), members, notes)
+    infos = [a.info for a in adapters]
+    config_of = [dict(i.config) for i in infos]
+    orientations = {bool(c.get("fan_in_fan_out")) for c in config_of}
+    if len(orientations) > 1:
+        warnings.append("sources disagree on fan_in_fan_out; true is written")
+    mappings = [c.get("auto_mapping") for c in config_of]
+    tasks = {i.task_type for i in infos}
+    if len(tasks) > 1:
+        warnings.append("sources have different task types; none is written")
+    return Plan(
+        adapters=tuple(adapters),
+        weights=tuple(float(w) for w in weights),
+        method=method,
+        parameters=filled,
+        scale=method.default_scale(len(adapters)) if scale is None else float(scale),
+        seed=seed,
+        dtype=dtype or _common_dtype(members),
+        base_model=base,
+        task_type=tasks.pop() if len(tasks) == 1 else None,
+        fan_in_fan_out=True in orientations,
+        auto_mapping=mappings[0] if all(m == mappings[0] for m in mappings) else None,
+        modules=modules,
+        warnings=tuple(warnings + notes),
+        notes=tuple(notes),
+    )
+
+
+def _check_numbers(
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    scale: float | None,
+    dtype: str | None,
+    method: Method,
+) -> None:
+    if not adapters:
+        raise InvalidRecipeError("there is nothing to merge", hint="name at least one adapter")
+    if len(adapters) != len(weights):
+        raise InvalidRecipeError(f"{len(adapters)} adapters but {len(weights)} weights")
+    seen: set[str] = set()
+    for adapter, weight in zip(adapters, weights, strict=True):
+        if not math.isfinite(weight):
+            raise InvalidRecipeError(f"the weight of '{adapter.name}' is {weight}, not a number")
+        if method.equal_weights and weight != 1:
+            raise InvalidRecipeError(
+                f"method '{method.name}' weighs all adapters alike, but '{adapter.name}' has "
+                f"weight {weight:g}",
+                hint="drop the weights, or use method 'svd'",
+            )
+        if adapter.name in seen:
+            raise InvalidRecipeError(
+                f"'{adapter.name}' is named twice", hint="name it once, with the sum of the weights"
+            )
+        seen.add(adapter.name)
+    if scale is not None and not math.isfinite(scale):
+        raise InvalidRecipeError(f"scale is {scale}, not a number")
+    if dtype is not None and dtype not in {"F32", "F16", "BF16"}:
+        raise InvalidRecipeError(f"dtype '{dtype}' is not one of F32, F16, BF16")
+
+
+def _common_base(
+    adapters: Sequence[Adapter], wanted: str | None, warnings: list[str]
+) -> str | None:
+    named = {a.name: canonical_base(a.info.base_model) for a in adapters}
+    known = sorted({b for b in named.values() if b})
+    if wanted is not None:
+        if canonical_base(wanted) is None:
+            raise InvalidRecipeError(
+                f"base model '{wanted}' is not a Hub id", hint="give it as owner/name"
+            )
+        if any(b != wanted for b in known):
+            warnings.append(f"the sources name {', '.join(known)}; {wanted} is written as asked")
+        return wanted
+    if len(known) > 1:
+        who = "; ".join(f"'{n}' is for {b or 'an unknown base'}" for n, b in named.items())
+        raise IncompatibleError(
+            f"the adapters are for different base models: {who}",
+            hint="merge adapters of one base model, or say --base ID if these are the same model",
+        )
+    unknown = [n for n, b in named.items() if b is None]
+    if unknown:
+        raise IncompatibleError(
+            f"the base model is unknown for {', '.join(repr(n) for n in unknown)} "
+            "(base_model_name_or_path is empty or a local path)",
+            hint="say which Hub model they are for with --base owner/name",
+        )
+    return known[0]
+
+
+_Members = Mapping[str, list[Member]]
+
+
+def _group(adapters: Sequence[Adapter], weights: Sequence[float], method: Method) -> _Members:
+    """Members by module name; shapes and kinds are checked to agree."""
+    found: dict[str, list[Member]] = defaultdict(list)
+    for index, (adapter, weight) in enumerate(zip(adapters, weights, strict=True)):
+        for module in adapter.info.modules:
+            first = found[module.name][0] if found[module.name] else None
+            if first is not None:
+                _check_same(adapters[first.adapter], first.module, adapter, module, method)
+            found[module.name].append(Member(index, module, float(weight)))
+    if method.equal_weights:
+        found = defaultdict(
+            list,
+            {
+                name: [Member(m.adapter, m.module, 1 / len(group)) for m in group]
+                for name, group in found.items()
+            },
+        )
+    return found
+
+
+def _check_same(one: Adapter, a: Module, other: Adapter, b: Module, method: Method) -> None:
+    if (a.d_in, a.d_out, a.kind) != (b.d_in, b.d_out, b.kind):
+        raise IncompatibleError(
+            f"module '{a.name}' is {a.kind} {a.d_out}x{a.d_in} in '{one.name}' but "
+            f"{b.kind} {b.d_out}x{b.d_in} in '{other.name}'",
+            hint="the adapters are for different base models; leave one out",
+        )
+    if method.equal_ranks and a.rank != b.rank:
+        raise IncompatibleError(
+            f"method '{method.name}' needs equal ranks, but module '{a.name}' has rank {a.rank} "
+            f"in '{one.name}' and {b.rank} in '{other.name}'",
+            hint="use method 'svd', which takes any ranks",
+        )
+
+
+def _coverage(adapters: Sequence[Adapter], members: _Members) -> list[str]:
+    if len(adapters) == 1:
+        return []
+    shared: set[int] = set()
+    for group in members.values():
+        if len(group) > 1:
+            shared.update(m.adapter for m in group)
+    alone = [a.name for i, a in enumerate(adapters) if i not in shared]
+    if alone:
+        raise IncompatibleError(
+            f"'{alone[0]}' shares no target module with the other adapters",
+            hint="compare their modules with `lorahub show`; leave it out",
+        )
+    partial = [name for name, group in members.items() if len(group) < len(adapters)]
+    if not partial:
+        return []
+    return [
+        f"{len(partial)} of {len(members)} modules are not in every adapter and are merged over "
+        f"those that have them (first: {min(partial)})"
+    ]
+
+
+def _plan_modules(
+    members: _Members, method: Method, parameters: Mapping[str, Any]
+) -> tuple[PlannedModule, ...]:
+    planned = []
+    for name, group in members.items():
+        m = group[0].module
+        bound = method.rank_bound([g.module.rank for g in group], min(m.d_in, m.d_out), parameters)
+        planned.append(PlannedModule(name, m.kind, m.d_in, m.d_out, tuple(group), bound))
+    return tuple(sorted(planned, key=lambda p: (p.shape, p.name)))
+
+
+def _check_rank(rank: int | None, members: _Members, notes: list[str]) -> None:
+    if rank is None:
+        return
+    possible = {
+        name: min(sum(m.module.rank for m in g), g[0].module.d_in, g[0].module.d_out)
+        for name, g in members.items()
+    }
+    most = max(possible.values())
+    if rank > most:
+        raise InvalidRecipeError(
+            f"rank {rank} is above the largest possible rank, {most} (the sum of the ranks)",
+            hint=f"choose a rank from 1 to {most}, or method 'cat' for all of them",
+        )
+    short = [name for name, limit in possible.items() if limit < rank]
+    if short:
+        notes.append(
+            f"{len(short)} modules cannot have rank {rank} and keep all of theirs "
+            f"(first: {min(short)}, {possible[min(short)]})"
+        )
+
+
+def _common_dtype(members: _Members) -> str:
+    dtypes = {d for g in members.values() for m in g for d in (m.module.dtype_a, m.module.dtype_b)}
+    return dtypes.pop() if len(dtypes) == 1 and dtypes != {"F64"} else "F32"

@@ -1,0 +1,254 @@
+"""safetensors files: validated headers, memory-mapped factors, and a streaming writer.
+
+The layout is public: 8 bytes little-endian header length, a JSON header, then the tensors'
+bytes without gaps (https://huggingface.co/docs/safetensors). The header is parsed here rather
+than by the library because inspecting must not import torch and must say what is wrong where.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+import os
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from lorahub.errors import InvalidAdapterError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_HEADER_BYTES = 100_000_000
+"""The limit the reference implementation sets, against headers made to exhaust memory."""
+
+_BITS: Mapping[str, int] = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
+    "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
+    "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of a file: dtype name, shape, and absolute byte range [start, stop)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A validated header: tensors by name in file order, and the free-form metadata."""
+
+    tensors: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Read and validate the header of a safetensors file; tensors are not touched.
+
+    Raises:
+        InvalidAdapterError: The file cannot be read, is truncated, or its header lies.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+            if len(prefix) < 8:
+                raise _bad(path, f"is only {size} bytes long, too short for a safetensors header")
+            length = int(struct.unpack("<Q", prefix)[0])
+            if length > MAX_HEADER_BYTES:
+                raise _bad(path, f"claims a header of {length} bytes; not a safetensors file")
+            raw = file.read(length)
+    except OSError as error:
+        raise InvalidAdapterError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(raw) < length:
+        raise _bad(path, f"is truncated: its header needs {length} bytes, {len(raw)} are there")
+    return _parse(path, raw, size - 8 - length, 8 + length)
+
+
+def _parse(path: Path, raw: bytes, data_bytes: int, data_start: int) -> Header:
+    if not raw.startswith(b"{"):
+        raise _bad(path, "has a header that is not a JSON object; not a safetensors file")
+    try:
+        body = json.loads(raw, object_pairs_hook=lambda pairs: _unique(path, pairs))
+    except (ValueError, RecursionError) as error:
+        raise _bad(path, f"has a header that is not JSON ({error})") from error
+    metadata = body.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _bad(path, "has a __metadata__ that is not a map of strings")
+    entries = {name: _entry(path, name, value, data_start) for name, value in body.items()}
+    end = data_start
+    ordered = sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop))
+    for name, entry in ordered:
+        if entry.start != end:
+            what = "overlaps the tensor before it" if entry.start < end else "leaves a gap"
+            raise _bad(path, f"tensor '{name}' {what} (data_offsets)")
+        end = entry.stop
+    missing = end - data_start - data_bytes
+    if missing > 0:
+        raise _bad(path, f"is truncated: {missing} bytes of tensor data are missing")
+    if missing < 0:
+        raise _bad(path, f"has {-missing} bytes after its last tensor")
+    return Header(dict(ordered), metadata)
+
+
+def _entry(path: Path, name: str, value: object, data_start: int) -> TensorEntry:
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise _bad(path, f"tensor '{name}' needs exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        raise _bad(path, f"tensor '{name}' has an unknown dtype {dtype!r}")
+    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+        raise _bad(path, f"tensor '{name}' has a malformed shape or data_offsets")
+    start, stop = offsets
+    bits = math.prod(shape) * _BITS[dtype]
+    if start > stop or (stop - start) * 8 != bits:
+        raise _bad(
+            path,
+            f"tensor '{name}' of shape {shape} and dtype {dtype} needs {bits // 8} bytes, "
+            f"its data_offsets say {stop - start}",
+        )
+    return TensorEntry(dtype, tuple(shape), data_start + start, data_start + stop)
+
+
+def _naturals(value: object) -> bool:
+    return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
+
+
+def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    body = dict(pairs)
+    if len(body) != len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise _bad(path, f"names '{twice}' twice in its header")
+    return body
+
+
+def _bad(path: Path, what: str) -> InvalidAdapterError:
+    return InvalidAdapterError(
+        f"{path}: {what}", hint="get a fresh copy of the file, or save the adapter again"
+    )
+
+
+class TensorFile:
+    """A memory-mapped safetensors file whose tensors are read one by one.
+
+    Pages are handed back to the system after each read, so that resident memory does not grow
+    with the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Map ``path``.
+
+        Raises:
+            InvalidAdapterError: As `read_header`.
+        """
+        self.path = path
+        self.header = read_header(path)
+        with path.open("rb") as file:
+            # A private mapping: torch.frombuffer wants writable memory, nobody writes to it.
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def read_into(self, name: str, out: Tensor) -> None:
+        """Copy tensor ``name`` into ``out`` (same shape, any strides), converting the dtype."""
+        import torch
+
+        entry = self.header.tensors[name]
+        view = torch.frombuffer(
+            self._map,
+            dtype=torch_dtype(entry.dtype),
+            count=math.prod(entry.shape),
+            offset=entry.start,
+        )
+        out.copy_(view.view(entry.shape))
+        del view
+        start = entry.start - entry.start % mmap.PAGESIZE
+        if hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED, start, entry.stop - start)
+
+    def close(self) -> None:
+        """Unmap the file."""
+        self._map.close()
+
+
+def torch_dtype(name: str) -> Any:  # noqa: ANN401 - torch.dtype, without importing torch here
+    """The torch dtype of a safetensors dtype name among F64, F32, F16, BF16."""
+    import torch
+
+    return {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+    }[name]
+
+
+class Writer:
+    """Writes a safetensors file tensor by tensor, in the order they are given.
+
+    The header is written last into room reserved for it, so ranks need not be known before the
+    factors are. The same tensors in the same order with the same ``header_room`` give the same
+    bytes. Used as a context manager; leaving it by an exception leaves no valid file.
+    """
+
+    def __init__(self, path: Path, header_room: int) -> None:
+        """Create ``path``, which must not exist, with ``header_room`` bytes for the header."""
+        self._room = -(-header_room // 8) * 8
+        self._file = path.open("xb")
+        self._file.seek(8 + self._room)
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._end = 0
+
+    def write(self, name: str, tensor: Tensor, dtype: str) -> str:
+        """Append one tensor, converted to ``dtype``; returns the sha256 (hex) of its bytes."""
+        import torch
+
+        data = tensor.detach().to("cpu", torch_dtype(dtype)).contiguous()
+        raw = data.view(-1).view(torch.uint8).numpy().data
+        self._file.write(raw)
+        stop = self._end + len(raw)
+        self._entries[name] = {
+            "dtype": dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [self._end, stop],
+        }
+        self._end = stop
+        return hashlib.sha256(raw).hexdigest()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._file:
+            if kind is None:
+                self._finish()
+
+    def _finish(self) -> None:
+        header = encode_header(self._entries)
+        if len(header) > self._room:
+            raise AssertionError("header_room was too small")
+        self._file.seek(0)
+        self._file.write(struct.pack("<Q", self._room) + header.ljust(self._room))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def encode_header(entries: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """The JSON header for tensors given as safetensors header entries."""
+    body = {"__metadata__": {"format": "pt"}, **entries}
+    return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()

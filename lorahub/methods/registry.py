@@ -1,0 +1,201 @@
+"""What a merge method is, and the one door by which all of them come in.
+
+A method is a decorated function from a `Stack` to `Factors`. Its keyword-only parameters, with
+their constraints, are its schema: recipes, the command line, forms and docs are made from it.
+Built-in methods live one per file in this package; others are found through the entry point
+group ``lorahub.methods``, whose entries name modules that use the same decorator. Importing a
+method must not import torch, so that its schema can be shown without it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from lorahub.errors import InvalidRecipeError
+from lorahub.kernels.stack import Factors, Stack
+
+ENTRY_POINT_GROUP = "lorahub.methods"
+
+RankBound = Callable[[Sequence[int], int, Mapping[str, Any]], int]
+Rule = Callable[..., Factors]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A registered merge method.
+
+    Attributes:
+        name: What users type; the function's name.
+        title: Its name in print.
+        summary: First sentence of the docstring.
+        doc: The whole docstring.
+        paper: Where the idea comes from: URL, or library and function.
+        rule: The function itself: ``rule(stack, **parameters) -> Factors``.
+        schema: pydantic model of the parameters.
+        rank_bound: Largest rank a module may come out with, from its members' ranks, the
+            smaller of d_in and d_out, and the parameters.
+        definition: Function that gives, in float64, the factors whose delta the method defines
+            before any truncation; the exact weighted sum by default. `verify` uses it.
+        default_scale: Scale applied when none is asked for, from the number of adapters.
+        equal_weights: Whether weights come from the method and may not be given.
+        equal_ranks: Whether all members of a module must have the same rank.
+        exceptions: Laws the method breaks by nature (``gauge``), as its docstring explains.
+    """
+
+    name: str
+    title: str
+    summary: str
+    doc: str
+    paper: str
+    rule: Rule
+    schema: type[BaseModel]
+    rank_bound: RankBound
+    definition: Callable[[Stack], Factors]
+    default_scale: Callable[[int], float]
+    equal_weights: bool
+    equal_ranks: bool
+    exceptions: frozenset[str]
+
+    def parameters(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Check parameters and fill in defaults.
+
+        Raises:
+            InvalidRecipeError: An unknown parameter, or a value outside its constraints.
+        """
+        known = list(self.schema.model_fields)
+        for name in given:
+            if name not in known:
+                takes = f"it takes {', '.join(known)}" if known else "it takes none"
+                raise InvalidRecipeError(
+                    f"method '{self.name}' has no parameter '{name}'",
+                    hint=f"{takes}{_did_you_mean(name, known)}",
+                )
+        try:
+            return self.schema.model_validate(dict(given)).model_dump()
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise InvalidRecipeError(
+                f"method '{self.name}', parameter '{field}': {first['msg'].lower()}, "
+                f"got {first['input']!r}",
+                hint=f"see `lorahub methods show {self.name}`",
+            ) from error
+
+
+def unit_scale(adapters: int) -> float:
+    """The scale of methods whose definition is the sum as it stands."""
+    return 1.0
+
+
+def sum_of_ranks(ranks: Sequence[int], limit: int, parameters: Mapping[str, Any]) -> int:
+    """Bound of methods that keep every rank."""
+    return sum(ranks)
+
+
+def capped_rank(ranks: Sequence[int], limit: int, parameters: Mapping[str, Any]) -> int:
+    """Bound of methods with an optional ``rank`` parameter."""
+    return min(sum(ranks), limit, parameters["rank"] or limit)
+
+
+def largest_rank(ranks: Sequence[int], limit: int, parameters: Mapping[str, Any]) -> int:
+    """Bound of methods that average factors of equal rank."""
+    return max(ranks)
+
+
+def weighted_sum(stack: Stack) -> Factors:
+    """Definition of the linear family: the exact sum of the weighted deltas."""
+    from lorahub.kernels.lowrank import exact_sum
+
+    return exact_sum(stack)
+
+
+def method(
+    *,
+    title: str,
+    paper: str,
+    rank_bound: RankBound,
+    definition: Callable[[Stack], Factors] = weighted_sum,
+    default_scale: Callable[[int], float] = unit_scale,
+    equal_weights: bool = False,
+    equal_ranks: bool = False,
+    exceptions: frozenset[str] = frozenset(),
+) -> Callable[[Rule], Rule]:
+    """Register the decorated function as the merge method of its own name."""
+
+    def register(rule: Rule) -> Rule:
+        hints = get_type_hints(rule, include_extras=True)
+        fields: dict[str, Any] = {
+            name: (hints[name], p.default if p.default is not p.empty else ...)
+            for name, p in inspect.signature(rule).parameters.items()
+            if p.kind is p.KEYWORD_ONLY
+        }
+        doc = inspect.getdoc(rule) or ""
+        name = rule.__name__
+        if name in _METHODS and _METHODS[name].rule.__module__ != rule.__module__:
+            raise ValueError(f"two merge methods are named '{name}'")
+        _METHODS[name] = Method(
+            name=name,
+            title=title,
+            summary=doc.split("\n\n")[0].replace("\n", " "),
+            doc=doc,
+            paper=paper,
+            rule=rule,
+            schema=create_model(name, __config__=ConfigDict(extra="forbid"), **fields),
+            rank_bound=rank_bound,
+            definition=definition,
+            default_scale=default_scale,
+            equal_weights=equal_weights,
+            equal_ranks=equal_ranks,
+            exceptions=exceptions,
+        )
+        return rule
+
+    return register
+
+
+_METHODS: dict[str, Method] = {}
+
+
+@cache
+def _load() -> None:
+    package = import_module("lorahub.methods")
+    for module in pkgutil.iter_modules(package.__path__, "lorahub.methods."):
+        import_module(module.name)
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        entry.load()
+
+
+def methods() -> Mapping[str, Method]:
+    """All methods by name, sorted."""
+    _load()
+    return dict(sorted(_METHODS.items()))
+
+
+def get(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        InvalidRecipeError: There is none.
+    """
+    known = methods()
+    if name not in known:
+        raise InvalidRecipeError(
+            f"there is no merge method '{name}'",
+            hint=f"known: {', '.join(known)}{_did_you_mean(name, list(known))}",
+        )
+    return known[name]
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""

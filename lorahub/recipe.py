@@ -1,0 +1,128 @@
+"""Recipes: what to merge and how, as YAML.
+
+    method: svd
+    parameters: {rank: 16}
+    sources:
+      - adapter: owner/name@revision
+        weight: 0.7
+      - adapter: ./my-adapter
+    scale: 1.0
+    dtype: BF16
+    output: {name: my-merge}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from lorahub.errors import InvalidRecipeError
+
+MAX_BYTES = 1 << 20
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceSpec(_Strict):
+    """One source: a reference, its weight, and optionally the content it must have."""
+
+    adapter: Annotated[str, Field(min_length=1)]
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$")] = None
+
+
+class OutputSpec(_Strict):
+    """Where the result goes: a catalog name, a folder, or both."""
+
+    name: str | None = None
+    folder: Path | None = None
+
+
+class Recipe(_Strict):
+    """A merge as a user writes it; nothing in it is resolved.
+
+    Relative folders, of sources and of the output, are relative to the recipe's file.
+    """
+
+    method: str
+    sources: Annotated[tuple[SourceSpec, ...], Field(min_length=1)]
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    scale: Annotated[float | None, Field(allow_inf_nan=False)] = None
+    dtype: Literal["F32", "F16", "BF16"] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    base: str | None = None
+    output: OutputSpec = OutputSpec()
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _common_spellings(cls, value: object) -> object:
+        names = {"FLOAT32": "F32", "FP32": "F32", "FLOAT16": "F16", "FP16": "F16"}
+        names["BFLOAT16"] = "BF16"
+        return names.get(value.upper(), value.upper()) if isinstance(value, str) else value
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML; what has its default is left out."""
+        body = self.model_dump(mode="json", exclude_defaults=True)
+        return yaml.safe_dump(body, sort_keys=False, allow_unicode=True)
+
+
+def make_recipe(body: object, where: str = "recipe") -> Recipe:
+    """Validate a recipe given as plain data.
+
+    Raises:
+        InvalidRecipeError: It is no recipe; the message names ``where`` and the key.
+    """
+    if not isinstance(body, dict):
+        raise InvalidRecipeError(
+            f"{where}: a recipe is a map with 'method' and 'sources', not {type(body).__name__}",
+            hint="see the example in the documentation of recipes",
+        )
+    try:
+        return Recipe.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(top)"
+        message = first["msg"][:1].lower() + first["msg"][1:]
+        raise InvalidRecipeError(
+            f"{where}, key '{key}': {message}", hint="correct the key and try again"
+        ) from error
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        InvalidRecipeError: The file cannot be read, is not YAML, or is no recipe.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InvalidRecipeError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(raw) > MAX_BYTES:
+        raise InvalidRecipeError(f"{path}: {len(raw)} bytes are too many for a recipe")
+    try:
+        body = yaml.safe_load(raw)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRecipeError(
+            f"{path}: is not YAML ({' '.join(str(error).split())})", hint="correct the file"
+        ) from error
+    recipe = make_recipe(body, str(path))
+    return _relative_to(recipe, path.absolute().parent)
+
+
+def _relative_to(recipe: Recipe, folder: Path) -> Recipe:
+    def absolute(reference: str) -> str:
+        if reference.startswith(("./", "../")) or reference in {".", ".."}:
+            return str(folder / reference)
+        return reference
+
+    sources = tuple(s.model_copy(update={"adapter": absolute(s.adapter)}) for s in recipe.sources)
+    output = recipe.output
+    if output.folder is not None:
+        output = output.model_copy(update={"folder": folder / output.folder})
+    return recipe.model_copy(update={"sources": sources, "output": output})
