@@ -1,14 +1,14 @@
 """Recipes: what to merge and how, as YAML.
 
-    method: svd
-    parameters: {rank: 16}
-    sources:
-      - adapter: owner/name@revision
-        weight: 0.7
-      - adapter: ./my-adapter
-    scale: 1.0
-    dtype: BF16
-    output: {name: my-merge}
+method: svd
+parameters: {rank: 16}
+sources:
+  - adapter: owner/name@revision
+    weight: 0.7
+  - adapter: ./my-adapter
+scale: 1.0
+dtype: BF16
+output: {name: my-merge}
 """
 
 from __future__ import annotations

@@ -1,0 +1,14 @@
+"""The catalog: what adapters there are, and where each came from. No torch, no network."""
+
+from store.catalog import Catalog
+from store.values import AdapterFilter, AdapterSummary, ParentLink, Push, Run, RunDraft
+
+__all__ = [
+    "AdapterFilter",
+    "AdapterSummary",
+    "Catalog",
+    "ParentLink",
+    "Push",
+    "Run",
+    "RunDraft",
+]

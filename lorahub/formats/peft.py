@@ -290,9 +290,7 @@ def _target_warnings(fields: _Fields, modules: Sequence[Module]) -> list[str]:
     names = [m.name for m in modules]
     if isinstance(targets, list):
         odd = sorted(
-            str(t)
-            for t in targets
-            if not any(n == t or n.endswith(f".{t}") for n in names)
+            str(t) for t in targets if not any(n == t or n.endswith(f".{t}") for n in names)
         )
         return [f"target_modules names {', '.join(odd)}, which no tensor has"] if odd else []
     if isinstance(targets, str) and targets != "all-linear":

@@ -1,0 +1,12 @@
+"""Alembic environment: the connection comes from `store.migrate`."""
+
+from alembic import context
+
+from store.models import Base
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Base.metadata,
+    render_as_batch=True,
+)
+context.run_migrations()

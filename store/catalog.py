@@ -1,0 +1,510 @@
+"""The catalog: adapters, runs and lineage in one database."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    RowMapping,
+    delete,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
+
+from lorahub.adapter import Adapter, AdapterInfo, Module, ModuleKind, Origin, Refusal, Source
+from lorahub.errors import ConflictError, UsageError
+from lorahub.record import Parent
+from store import migrate
+from store.models import AdapterRow, ExportRow, LineageRow, ModuleRow, PushRow, RunRow
+from store.session import open_engine, translated
+from store.values import AdapterFilter, AdapterSummary, ParentLink, Push, Run, RunDraft
+
+SORTS: Mapping[str, Any] = {
+    "name": AdapterRow.name,
+    "created": AdapterRow.created_at,
+    "rank": AdapterRow.rank_max,
+    "size": AdapterRow.weights_bytes,
+    "base": AdapterRow.base_model,
+}
+
+_SUMMARY = (
+    *(
+        getattr(AdapterRow, f.name)
+        for f in fields(AdapterSummary)
+        if f.name not in {"modules", "mergeable"}
+    ),
+    AdapterRow.module_count,
+    AdapterRow.refusals,
+)
+
+
+class Catalog:
+    """An open catalog. Every method is one transaction; values go in and out, rows never."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @classmethod
+    def open(cls, where: str | Path) -> Catalog:
+        """Open a SQLite file or database URL; makes it, or upgrades it after a backup.
+
+        Raises:
+            CatalogError: Not a catalog, damaged, locked, or of a newer lorahub.
+            StorageError: The place cannot be written.
+        """
+        engine = open_engine(where)
+        with translated(engine):
+            if migrate.current(engine) != migrate.HEAD:
+                migrate.upgrade(engine)
+        return cls(engine)
+
+    def close(self) -> None:
+        """Release the database."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Catalog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with translated(self._engine), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with translated(self._engine), self._engine.connect() as plain:
+            connection = plain.execution_options(write=True)
+            with connection.begin():
+                yield connection
+
+    # --- adapters ---
+
+    def add(self, adapter: Adapter, *, rename_older: str | None = None) -> Adapter:
+        """Add an adapter with its modules.
+
+        Args:
+            adapter: What to add; its id and created_at are set here.
+            rename_older: New name for the adapter that now has this name, which the newcomer
+                takes over.
+
+        Raises:
+            ConflictError: The name is taken.
+        """
+        with self._write() as connection:
+            if rename_older is not None:
+                connection.execute(
+                    update(AdapterRow)
+                    .where(AdapterRow.name == adapter.name)
+                    .values(name=rename_older)
+                )
+            return _insert(connection, adapter)
+
+    def by_name(self, name: str) -> Adapter | None:
+        """The adapter of that name."""
+        return next(iter(self._adapters(AdapterRow.name == name)), None)
+
+    def by_hash(self, prefix: str) -> list[Adapter]:
+        """Adapters whose content hash begins so, newest first."""
+        end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        return self._adapters((AdapterRow.content_hash >= prefix) & (AdapterRow.content_hash < end))
+
+    def by_repo(self, repo_id: str, revision: str | None = None) -> list[Adapter]:
+        """Adapters pulled from a repository, newest first.
+
+        ``revision`` is a commit, its prefix, or the branch or tag that was asked for.
+        """
+        where: ColumnElement[bool] = AdapterRow.repo_id == repo_id
+        if revision is not None:
+            where &= AdapterRow.revision.startswith(revision, autoescape=True) | (
+                AdapterRow.requested_revision == revision
+            )
+        return self._adapters(where)
+
+    def by_folder(self, folder: Path) -> Adapter | None:
+        """The newest adapter whose files lie in that folder."""
+        return next(iter(self._adapters(AdapterRow.folder == str(folder))), None)
+
+    def names_like(self, name: str) -> list[str]:
+        """Up to three names that a mistyped one may mean."""
+        with self._read() as connection:
+            names = list(connection.execute(select(AdapterRow.name).limit(20_000)).scalars())
+        return difflib.get_close_matches(name, names, n=3)
+
+    def _adapters(self, where: ColumnElement[bool]) -> list[Adapter]:
+        query = select(*AdapterRow.__table__.columns).where(where).order_by(AdapterRow.id.desc())
+        with self._read() as connection:
+            return [_adapter(connection, row) for row in connection.execute(query).mappings()]
+
+    def list(
+        self,
+        where: AdapterFilter | None = None,
+        *,
+        sort: str = "name",
+        descending: bool = False,
+        limit: int = 50,
+        offset: int = 0,
+    ) -> list[AdapterSummary]:
+        """One page of adapters.
+
+        Raises:
+            UsageError: An unknown sort key.
+        """
+        if sort not in SORTS:
+            raise UsageError(f"cannot sort by '{sort}'", hint=f"sort by one of {', '.join(SORTS)}")
+        column = SORTS[sort]
+        order = (column.desc(), AdapterRow.id) if descending else (column, AdapterRow.id)
+        query = select(*_SUMMARY).where(*_conditions(where)).order_by(*order)
+        with self._read() as connection:
+            rows = connection.execute(query.limit(limit).offset(offset)).mappings()
+            return [_summary(row) for row in rows]
+
+    def count(self, where: AdapterFilter | None = None) -> int:
+        """How many adapters match."""
+        query = select(func.count()).select_from(AdapterRow).where(*_conditions(where))
+        with self._read() as connection:
+            return connection.execute(query).scalar_one()
+
+    def search(self, words: str, *, limit: int = 50, offset: int = 0) -> list[AdapterSummary]:
+        """Full-text search over names, base models, tags, targets and cards, best first.
+
+        Every word must occur; the last may be the beginning of one.
+        """
+        terms = re.findall(r"\w+", words)
+        if not terms:
+            return []
+        match = " ".join(f'"{term}"' for term in terms) + "*"
+        ranked = (
+            select(text("rowid AS hit"), text("bm25(adapters_fts, 10, 4, 4, 2, 1) AS score"))
+            .select_from(text("adapters_fts"))
+            .where(text("adapters_fts MATCH :match"))
+            .order_by(text("score"), text("rowid"))
+            .limit(limit)
+            .offset(offset)
+        )
+        with self._read() as connection:
+            ids = [row[0] for row in connection.execute(ranked, {"match": match})]
+            query = select(*_SUMMARY).where(AdapterRow.id.in_(ids))
+            found = {r["id"]: _summary(r) for r in connection.execute(query).mappings()}
+        return [found[i] for i in ids]
+
+    def remove(self, adapter_id: int) -> None:
+        """Remove an adapter; children keep what they recorded of it."""
+        with self._write() as connection:
+            connection.execute(delete(AdapterRow).where(AdapterRow.id == adapter_id))
+            connection.execute(text("DELETE FROM adapters_fts WHERE rowid = :i"), {"i": adapter_id})
+
+    # --- runs and lineage ---
+
+    def begin_run(self, draft: RunDraft) -> int:
+        """Record that a run begins; returns its id."""
+        with self._write() as connection:
+            result = connection.execute(
+                insert(RunRow).values(
+                    **asdict(draft),
+                    state="running",
+                    host=socket.gethostname(),
+                    pid=os.getpid(),
+                    started_at=_now(),
+                )
+            )
+            return int(result.inserted_primary_key[0])
+
+    def finish_run(
+        self,
+        run_id: int,
+        adapter: Adapter,
+        parents: Sequence[tuple[Parent, int | None]],
+        record: str,
+    ) -> Adapter:
+        """Add a merged adapter, its lineage and the end of its run in one transaction.
+
+        Args:
+            run_id: From `begin_run`.
+            adapter: The result.
+            parents: Each parent with its catalog id.
+            record: The text of the result's record.
+
+        Raises:
+            ConflictError: The name is taken.
+        """
+        with self._write() as connection:
+            added = _insert(connection, adapter)
+            for position, (parent, parent_id) in enumerate(parents):
+                connection.execute(
+                    insert(LineageRow).values(
+                        adapter_id=added.id,
+                        position=position,
+                        parent_id=parent_id,
+                        reference=parent.reference,
+                        content_hash=parent.content_hash,
+                        weight=parent.weight,
+                        repo_id=parent.repo_id,
+                        revision=parent.revision,
+                    )
+                )
+            connection.execute(
+                update(RunRow)
+                .where(RunRow.id == run_id)
+                .values(state="finished", ended_at=_now(), record=record, adapter_id=added.id)
+            )
+            return added
+
+    def end_run(self, run_id: int, state: str, error: str) -> None:
+        """Record that a run failed or was interrupted, and why."""
+        with self._write() as connection:
+            connection.execute(
+                update(RunRow)
+                .where(RunRow.id == run_id)
+                .values(state=state, ended_at=_now(), error=error)
+            )
+
+    def sweep_dead_runs(self) -> int:
+        """Mark running runs of this host whose process is gone as interrupted."""
+        host = socket.gethostname()
+        query = select(RunRow.id, RunRow.pid).where(RunRow.state == "running", RunRow.host == host)
+        with self._read() as connection:
+            dead = [row.id for row in connection.execute(query) if not _alive(row.pid)]
+        for run_id in dead:
+            self.end_run(run_id, "interrupted", "the process ended without a word")
+        return len(dead)
+
+    def runs(self, *, limit: int = 50, offset: int = 0) -> list[Run]:
+        """Runs, newest first."""
+        columns = [getattr(RunRow, f.name) for f in fields(Run)]
+        query = select(*columns).order_by(RunRow.id.desc()).limit(limit).offset(offset)
+        with self._read() as connection:
+            return [Run(**row) for row in connection.execute(query).mappings()]
+
+    def parents(self, adapter_id: int) -> tuple[ParentLink, ...]:
+        """The adapters a merged one came from, in recipe order."""
+        columns = [getattr(LineageRow, f.name) for f in fields(ParentLink)]
+        query = (
+            select(*columns)
+            .where(LineageRow.adapter_id == adapter_id)
+            .order_by(LineageRow.position)
+        )
+        with self._read() as connection:
+            return tuple(ParentLink(**row) for row in connection.execute(query).mappings())
+
+    def children(self, adapter_id: int) -> tuple[str, ...]:
+        """Names of the adapters merged from this one, sorted."""
+        query = (
+            select(AdapterRow.name)
+            .join(LineageRow, LineageRow.adapter_id == AdapterRow.id)
+            .where(LineageRow.parent_id == adapter_id)
+            .order_by(AdapterRow.name)
+        )
+        with self._read() as connection:
+            return tuple(connection.execute(query).scalars())
+
+    def record_export(self, adapter_id: int, folder: Path, format_name: str) -> None:
+        """Remember an export."""
+        values = {"folder": str(folder), "format": format_name, "created_at": _now()}
+        with self._write() as connection:
+            connection.execute(insert(ExportRow).values(adapter_id=adapter_id, **values))
+
+    def record_push(
+        self, adapter_id: int, repo_id: str, endpoint: str | None, revision: str, url: str
+    ) -> None:
+        """Remember a publication."""
+        push = Push(repo_id, endpoint, revision, url, _now())
+        with self._write() as connection:
+            connection.execute(insert(PushRow).values(adapter_id=adapter_id, **asdict(push)))
+
+    def pushes(self, adapter_id: int) -> tuple[Push, ...]:
+        """Publications of an adapter, oldest first."""
+        columns = [getattr(PushRow, f.name) for f in fields(Push)]
+        query = select(*columns).where(PushRow.adapter_id == adapter_id).order_by(PushRow.id)
+        with self._read() as connection:
+            return tuple(Push(**row) for row in connection.execute(query).mappings())
+
+    # --- health ---
+
+    def check(self) -> tuple[str, ...]:
+        """Problems found in the database, in words; empty when it is sound."""
+        problems: list[str] = []
+        with self._read() as connection:
+            if self._engine.dialect.name == "sqlite":
+                found = connection.execute(text("PRAGMA integrity_check")).scalars()
+                problems += [p for p in found if p != "ok"]
+                problems += [
+                    f"table {row[0]}, row {row[1]}: its {row[2]} is missing"
+                    for row in connection.execute(text("PRAGMA foreign_key_check"))
+                ]
+            lost = connection.execute(
+                text(
+                    "SELECT count(*) FROM adapters WHERE id NOT IN (SELECT rowid FROM adapters_fts)"
+                )
+            ).scalar_one()
+            if lost:
+                problems.append(f"{lost} adapters are missing from the search index")
+        return tuple(problems)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _conditions(where: AdapterFilter | None) -> list[ColumnElement[bool]]:
+    if where is None:
+        return []
+    conditions: list[ColumnElement[bool]] = []
+    if where.base is not None:
+        conditions.append(AdapterRow.base_model.icontains(where.base, autoescape=True))
+    if where.method is not None:
+        conditions.append(AdapterRow.method == where.method)
+    if where.source is not None:
+        conditions.append(AdapterRow.source == where.source)
+    low, high = where.rank or (None, None)
+    if low is not None:
+        conditions.append(AdapterRow.rank_max >= low)
+    if high is not None:
+        conditions.append(AdapterRow.rank_min <= high)
+    return conditions
+
+
+def _summary(row: RowMapping) -> AdapterSummary:
+    values = dict(row)
+    refusals, modules = values.pop("refusals"), values.pop("module_count")
+    values["targets"] = tuple(values["targets"])
+    return AdapterSummary(**values, modules=modules, mergeable=not refusals)
+
+
+_INFO_COLUMNS = (
+    "format", "peft_type", "base_model", "task_type", "config", "weights_file", "weights_bytes",
+    "weights_sha256", "config_sha256", "license", "card",
+)  # fmt: skip
+_MODULE_COLUMNS = (
+    "name", "rank", "d_in", "d_out", "dtype_a", "dtype_b", "alpha", "scaling", "key_a", "key_b",
+)  # fmt: skip
+
+
+def _insert(connection: Connection, adapter: Adapter) -> Adapter:
+    info, origin = adapter.info, adapter.origin
+    ranks = info.ranks or (0,)
+    created = _now()
+    try:
+        result = connection.execute(
+            insert(AdapterRow).values(
+                **{name: getattr(info, name) for name in _INFO_COLUMNS if name != "config"},
+                config=dict(info.config),
+                name=adapter.name,
+                created_at=created,
+                source=origin.source.value,
+                folder=str(origin.folder),
+                repo_id=origin.repo_id,
+                revision=origin.revision,
+                requested_revision=origin.requested_revision,
+                endpoint=origin.endpoint,
+                method=adapter.method,
+                content_hash=info.content_hash,
+                refusals=[[r.code, r.message] for r in info.refusals],
+                warnings=list(info.warnings),
+                tags=list(info.tags),
+                rank_min=ranks[0],
+                rank_max=ranks[-1],
+                targets=list(info.targets),
+                dtype=info.dtype,
+                parameters=info.parameters,
+                module_count=len(info.modules),
+            )
+        )
+    except IntegrityError as error:
+        raise ConflictError(
+            f"an adapter named '{adapter.name}' is already in the catalog",
+            hint="choose another with --name, or remove it with `lorahub rm`",
+        ) from error
+    adapter_id = int(result.inserted_primary_key[0])
+    if info.modules:
+        rows = [
+            {
+                **{name: getattr(m, name) for name in _MODULE_COLUMNS},
+                "adapter_id": adapter_id,
+                "kind": m.kind.value,
+                "hash_a": bytes.fromhex(m.hash_a),
+                "hash_b": bytes.fromhex(m.hash_b),
+            }
+            for m in info.modules
+        ]
+        connection.execute(insert(ModuleRow), rows)
+    connection.execute(
+        text(
+            "INSERT INTO adapters_fts (rowid, name, base, tags, targets, card) "
+            "VALUES (:id, :name, :base, :tags, :targets, :card)"
+        ),
+        {
+            "id": adapter_id,
+            "name": f"{adapter.name} {origin.repo_id or ''}",
+            "base": info.base_model or "",
+            "tags": " ".join(info.tags),
+            "targets": " ".join(info.targets),
+            "card": info.card,
+        },
+    )
+    return Adapter(adapter.name, origin, info, adapter_id, adapter.method, created)
+
+
+def _adapter(connection: Connection, row: RowMapping) -> Adapter:
+    query = select(ModuleRow).where(ModuleRow.adapter_id == row["id"]).order_by(ModuleRow.name)
+    modules = tuple(
+        Module(
+            **{name: m[name] for name in _MODULE_COLUMNS},
+            kind=ModuleKind(m["kind"]),
+            hash_a=m["hash_a"].hex(),
+            hash_b=m["hash_b"].hex(),
+        )
+        for m in connection.execute(
+            query.with_only_columns(*ModuleRow.__table__.columns)
+        ).mappings()
+    )
+    info = AdapterInfo(
+        **{name: row[name] for name in _INFO_COLUMNS},
+        modules=modules,
+        refusals=tuple(Refusal(code, message) for code, message in row["refusals"]),
+        warnings=tuple(row["warnings"]),
+        tags=tuple(row["tags"]),
+    )
+    origin = Origin(
+        Source(row["source"]),
+        Path(row["folder"]),
+        row["repo_id"],
+        row["revision"],
+        row["requested_revision"],
+        row["endpoint"],
+    )
+    return Adapter(row["name"], origin, info, row["id"], row["method"], row["created_at"])

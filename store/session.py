@@ -1,0 +1,95 @@
+"""Opening the database behind a catalog."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
+
+from lorahub.errors import CatalogError, StorageError
+
+BUSY_SECONDS = 10
+
+
+def open_engine(where: str | Path) -> Engine:
+    """An engine for a SQLite file or any SQLAlchemy URL.
+
+    Raises:
+        CatalogError: The URL is malformed.
+        StorageError: The folder of the file cannot be made.
+    """
+    if isinstance(where, Path):
+        try:
+            where.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"{where.parent}: cannot be made ({error.strerror})",
+                hint="set LORAHUB_HOME to a folder you may write to",
+            ) from error
+        url = URL.create("sqlite", database=str(where))
+    else:
+        try:
+            url = make_url(where)
+        except ArgumentError as error:
+            raise CatalogError(
+                "the catalog URL cannot be parsed", hint="correct LORAHUB_DATABASE_URL"
+            ) from error
+    if url.get_backend_name() != "sqlite":
+        return create_engine(url)
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+    event.listen(engine, "connect", _on_connect)
+    event.listen(engine, "begin", _on_begin)
+    return engine
+
+
+def _on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401 - a DBAPI connection
+    # Transactions are begun by `_on_begin`; sqlite3's own implicit ones would come too late.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _on_begin(connection: Any) -> None:  # noqa: ANN401 - a SQLAlchemy connection, any dialect
+    # A reader that turns writer half-way can deadlock; writers say so at the start.
+    write = connection.get_execution_options().get("write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+@contextmanager
+def translated(engine: Engine) -> Iterator[None]:
+    """Turn database errors into lorahub's.
+
+    Raises:
+        StorageError: The file cannot be written.
+        CatalogError: The file is locked, damaged or no database.
+    """
+    where = engine.url.render_as_string(hide_password=True)
+    try:
+        yield
+    except OperationalError as error:
+        text = str(error.orig)
+        if "locked" in text or "busy" in text:
+            raise CatalogError(
+                f"{where}: is locked by another process", hint="try again when it is done"
+            ) from error
+        if any(word in text for word in ("readonly", "unable to open", "disk", "full")):
+            raise StorageError(
+                f"{where}: the catalog cannot be written ({text})",
+                hint="free some space, or set LORAHUB_HOME to a folder you may write to",
+            ) from error
+        raise CatalogError(f"{where}: {text}") from error
+    except DatabaseError as error:
+        if error.orig is not None and type(error.orig).__name__ == "IntegrityError":
+            raise
+        raise CatalogError(
+            f"{where}: is damaged or no database ({error.orig})",
+            hint="restore a backup beside it, or move it away and pull again",
+        ) from error
