@@ -144,10 +144,3 @@ class PartialError(LorahubError):
 
     code = "partial"
     exit_code = ExitCode.PARTIAL
-
-
-class InterruptedByUser(LorahubError):
-    """Ctrl-C: nothing half-written is left; repeat the command to go on."""
-
-    code = "interrupted"
-    exit_code = ExitCode.INTERRUPTED

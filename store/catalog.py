@@ -160,7 +160,7 @@ class Catalog:
         with self._read() as connection:
             return [_adapter(connection, row) for row in connection.execute(query).mappings()]
 
-    def list(
+    def adapters(
         self,
         where: AdapterFilter | None = None,
         *,

@@ -68,7 +68,7 @@ def verify(
     """
     by_name = {m.name: m for m in written}
     if by_name.keys() != {m.name for m in plan.modules}:
-        odd = sorted(by_name.keys() ^ {m.name for m in plan.modules})[0]
+        odd = min(by_name.keys() ^ {m.name for m in plan.modules})
         raise IntegrityError(f"{weights_path}: does not have the planned modules (see '{odd}')")
     files = {i: TensorFile(a.weights_path) for i, a in enumerate(plan.adapters)}
     result = TensorFile(weights_path)

@@ -10,9 +10,10 @@ from pathlib import Path
 from lorahub.adapter import AdapterInfo, Module
 from lorahub.errors import InvalidAdapterError, UnsupportedAdapterError
 from lorahub.formats import card, foreign, peft
+from lorahub.formats.pickled import convert_pickle, find_pickle
 from lorahub.formats.safetensors import Header, read_header
 
-__all__ = ["find_weights", "inspect"]
+__all__ = ["convert_pickle", "find_pickle", "find_weights", "inspect", "peft"]
 
 
 def inspect(folder: Path) -> AdapterInfo:
@@ -97,17 +98,19 @@ def _hash(path: Path, header: Header) -> tuple[str, dict[str, str], set[str]]:
     hashes: dict[str, str] = {}
     silent: set[str] = set()
     whole = hashlib.sha256()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        with memoryview(data) as view:
-            end = min((e.start for e in header.tensors.values()), default=len(view))
-            whole.update(view[:end])
-            for name, entry in header.tensors.items():
-                part = view[entry.start : entry.stop]
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        memoryview(data) as view,
+    ):
+        end = min((e.start for e in header.tensors.values()), default=len(view))
+        whole.update(view[:end])
+        for name, entry in header.tensors.items():
+            with view[entry.start : entry.stop] as part:
                 whole.update(part)
                 hashes[name] = hashlib.sha256(part).hexdigest()
-                if not part.nbytes or (part[0] == 0 and not any(part[:64]) and not any(part)):
+                if not any(part[:64]) and not any(part):
                     silent.add(name)
-                part.release()
     return whole.hexdigest(), hashes, silent
 
 

@@ -145,7 +145,7 @@ def _pairs(weights: Path, header: Header) -> tuple[dict[str, dict[str, str]], li
                 hint="the file holds two adapters; save one per file",
             )
         pairs[name][side] = key
-    for name, sides in pairs.items():
+    for sides in pairs.values():
         if len(sides) == 1:
             ((side, key),) = sides.items()
             missing = "B" if side == "A" else "A"

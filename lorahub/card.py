@@ -1,0 +1,113 @@
+"""The model card of a merged adapter: what it is, from what, how well, how to use it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import yaml
+
+from lorahub.record import Parent, Record
+
+
+def render_card(record: Record, *, name: str, targets: Sequence[str], paper: str) -> str:
+    """README.md for a merge: YAML metadata and a body for a reader. Names no local path.
+
+    Args:
+        record: The merge.
+        name: Name of the result.
+        targets: Module types it adapts.
+        paper: Where the method comes from.
+    """
+    return f"---\n{_metadata(record)}---\n\n{_body(record, name, targets, paper)}"
+
+
+def common_license(record: Record) -> str | None:
+    """The licence all parents share, or None; it is never guessed."""
+    licenses = {p.license for p in record.parents}
+    return licenses.pop() if len(licenses) == 1 else None
+
+
+def _metadata(record: Record) -> str:
+    data: dict[str, object] = {"library_name": "peft"}
+    if record.base_model:
+        data["base_model"] = record.base_model
+        data["base_model_relation"] = "merge"
+    license_name = common_license(record)
+    if license_name:
+        data["license"] = license_name
+    data["tags"] = ["lora", "peft", "merge", "lorahub"]
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def _plain(text: str) -> str:
+    """Foreign text that can break out of neither a table cell nor a paragraph."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))[:200]
+
+
+def _parent_cell(parent: Parent) -> str:
+    if parent.repo_id and parent.revision:
+        host = (parent.endpoint or "https://huggingface.co").rstrip("/")
+        url = f"{host}/{parent.repo_id}/tree/{parent.revision}"
+        return f"[{_plain(parent.repo_id)}]({url}) at `{parent.revision[:12]}`"
+    return _plain(parent.reference)
+
+
+def _body(record: Record, name: str, targets: Sequence[str], paper: str) -> str:
+    check = record.verification
+    base = f"`{record.base_model}`" if record.base_model else "its base model"
+    rows = "\n".join(
+        f"| {_parent_cell(p)} | {p.weight:g} | {_plain(p.license or 'not stated')} | {kept:.1%} |"
+        for p, kept in zip(record.parents, check.retained, strict=True)
+    )
+    parameters = ", ".join(f"{k} = {v}" for k, v in record.parameters.items() if v is not None)
+    notes = "".join(f"\n- {_plain(note)}" for note in record.notes)
+    notes = f"\n## Notes\n{notes}\n" if notes else ""
+    base_id = record.base_model or "BASE_MODEL"
+    return f"""# {_plain(name)}
+
+A LoRA adapter for {base}, merged from {len(record.parents)} adapters with
+[lorahub](https://pypi.org/project/lorahub-kit/). It adapts {record.modules} modules
+({", ".join(_plain(t) for t in targets)}) at rank {record.rank} or less.
+
+## Made from
+
+| adapter | weight | licence | kept |
+|---|---|---|---|
+{rows}
+
+"Kept" is the share of the adapter's squared norm that the result can express.
+
+## How
+
+Method `{record.method}` ({_plain(paper)}), {parameters or "no parameters"}, scale
+{record.scale:g}, seed {record.seed}, written as {record.dtype}. To make it again:
+
+```
+lorahub merge recipe.yaml
+```
+
+## Verification
+
+Recomputed from the sources in float64 by another path than the merge's own.
+
+| figure | value |
+|---|---|
+| distance from the method's definition | {check.error:.1e} |
+| worst module | {check.worst_error:.1e} (`{check.worst_module}`) |
+| allowed for {record.dtype} | {check.tolerance:.1e} |
+| distance from the exact weighted sum | {check.truncation:.1%} |
+{notes}
+## Use
+
+```python
+from peft import PeftModel
+from transformers import AutoModel
+
+model = PeftModel.from_pretrained(AutoModel.from_pretrained("{base_id}"), "PATH_OR_REPO")
+```
+
+vLLM: `vllm serve {base_id} --enable-lora --max-lora-rank {record.rank} --lora-modules NAME=PATH`
+
+llama.cpp: `convert_lora_to_gguf.py PATH`
+"""

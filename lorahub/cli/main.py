@@ -1,0 +1,40 @@
+"""Wiring: which function answers to which verb."""
+
+from __future__ import annotations
+
+import typer
+
+from lorahub.cli import catalog, merging, publishing, upkeep
+
+app = typer.Typer(
+    name="lorahub",
+    help="Catalog, merge and publish LoRA adapters, without the base model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 auth, 5 invalid, 6 conflict, "
+    "7 network, 8 partial, 130 interrupted.",
+)
+
+for verb in (
+    catalog.pull,
+    catalog.ls,
+    catalog.search,
+    catalog.show,
+    catalog.lineage,
+    catalog.rm,
+    merging.compare,
+    merging.merge,
+    merging.verify,
+    publishing.export,
+    publishing.push,
+    upkeep.version,
+):
+    app.command()(verb)
+app.add_typer(merging.methods_app, name="methods")
+app.add_typer(upkeep.config_app, name="config")
+app.add_typer(upkeep.db_app, name="db")
+
+
+def run() -> None:
+    """Entry point of the ``lorahub`` command."""
+    app()

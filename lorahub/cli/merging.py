@@ -1,0 +1,312 @@
+"""Verbs on merges: compare, merge, verify, methods."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+import yaml
+
+from lorahub.cli import sink
+from lorahub.cli.catalog import Ref, Refs
+from lorahub.errors import InvalidRecipeError, UsageError
+from lorahub.events import Finished
+
+if TYPE_CHECKING:
+    from lorahub.engine.plan import Plan
+    from lorahub.methods.registry import Method
+    from lorahub.recipe import Recipe
+
+
+def compare(
+    references: Refs,
+    modules: Annotated[bool, typer.Option("--modules", help="Also list every module.")] = False,
+    as_json: sink.Json = False,
+) -> None:
+    """Compare adapters: norms, cosines, subspace overlap, sign conflict, effective rank."""
+    from lorahub.workspace import Workspace
+
+    with (
+        sink.errors("compare", as_json=as_json),
+        sink.progress() as listener,
+        Workspace.open() as workspace,
+    ):
+        result = workspace.compare(references, listener=listener)
+    if as_json:
+        sink.print_json(result)
+        return
+    sink.print_table(
+        ("adapter", "norm", "effective rank"),
+        ((n.adapter, f"{n.norm:.4g}", f"{n.effective_rank:.2f}") for n in result.norms),
+    )
+    headers = ("module", "one", "other", "cosine", "overlap A", "overlap B", "sign conflict")
+    parts = [("all", result.pairs)]
+    if modules:
+        parts += [(m.module, m.pairs) for m in result.modules]
+    sink.print_table(
+        headers,
+        (
+            (where, p.one, p.other, f"{p.cosine:+.4f}", f"{p.overlap_a:.4f}",
+             f"{p.overlap_b:.4f}", f"{p.sign_conflict:.3f}")
+            for where, pairs in parts
+            for p in pairs
+        ),
+    )  # fmt: skip
+
+
+def merge(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="REF[:WEIGHT]...", help="Adapters, or RECIPE.yaml.")
+    ],
+    method: Annotated[str | None, typer.Option("--method", help="See `lorahub methods`.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", help="Rank of the result.")] = None,
+    energy: Annotated[
+        float | None, typer.Option("--energy", help="Share of the energy to keep, 0..1.")
+    ] = None,
+    scale: Annotated[
+        float | None, typer.Option("--scale", help="Factor on the merged delta.")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", "--parameter", help="NAME=VALUE of the method.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="F32, F16 or BF16.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of all random choices.")] = 0,
+    base: Annotated[str | None, typer.Option("--base", help="Base model of the result.")] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda[:N], mps.")] = "auto",
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Threads.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder of the result.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Catalog name of the result.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing result.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan.")] = False,
+    events: Annotated[
+        Literal["jsonl"] | None, typer.Option("--events", help="Events as JSON lines on stdout.")
+    ] = None,
+    as_json: sink.Json = False,
+) -> None:
+    """Merge adapters into one, verified and catalogued."""
+    lines = events is not None
+    with sink.errors("merge", as_json=as_json, events=lines):
+        from lorahub.workspace import Workspace
+
+        options: dict[str, Any] = {
+            "method": method,
+            "scale": scale,
+            "dtype": dtype,
+            "seed": seed,
+            "base": base,
+        }
+        given = {"rank": rank, "energy": energy} | parse_parameters(parameter or [])
+        recipe = _recipe(sources, options, given, name, output)
+        with sink.progress(events=lines) as listener, Workspace.open() as workspace:
+            if dry_run:
+                _print_plan(workspace.plan(recipe, listener=listener), as_json=as_json or lines)
+                return
+            merged = workspace.merge(
+                recipe, device=device, workers=workers, force=force, listener=listener
+            )
+        body = {
+            "name": merged.adapter.name,
+            "folder": str(merged.adapter.origin.folder),
+            "state": merged.state,
+            "record": sink.plain(merged.record),
+        }
+        if lines:
+            from lorahub.events import to_json
+
+            sink.print_text(to_json(Finished(body)))
+        elif as_json:
+            sink.print_act("merge", body)
+        else:
+            record, check = merged.record, merged.record.verification
+            sink.print_table(
+                ("field", "value"),
+                (
+                    ("name", merged.adapter.name),
+                    ("state", merged.state),
+                    ("folder", merged.adapter.origin.folder),
+                    ("method", record.method),
+                    ("scale", f"{record.scale:g}"),
+                    ("modules", record.modules),
+                    ("rank", record.rank),
+                    ("dtype", record.dtype),
+                    ("error", f"{check.error:.1e} (allowed {check.tolerance:.0e})"),
+                    ("truncation", f"{check.truncation:.2%}"),
+                    ("kept", ", ".join(f"{k:.1%}" for k in check.retained)),
+                ),
+            )
+
+
+def parse_parameters(texts: list[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` pairs, values read as YAML scalars.
+
+    Raises:
+        UsageError: A text without ``=``.
+    """
+    parsed: dict[str, Any] = {}
+    for text in texts:
+        key, mark, value = text.partition("=")
+        if not mark or not key:
+            raise UsageError(f"-p '{text}' is not NAME=VALUE")
+        try:
+            parsed[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"-p '{text}': the value cannot be read") from error
+    return parsed
+
+
+def parse_source(text: str) -> dict[str, Any]:
+    """``REF[:WEIGHT]`` as a source of a recipe.
+
+    Raises:
+        InvalidRecipeError: What follows the last colon is no number.
+    """
+    reference, mark, weight = text.rpartition(":")
+    if not mark or reference in {"hf", ""} or weight.startswith("//"):
+        return {"adapter": text}
+    try:
+        return {"adapter": reference, "weight": float(weight)}
+    except ValueError as error:
+        raise InvalidRecipeError(
+            f"'{text}': weight '{weight}' is not a number", hint="write REF:WEIGHT, e.g. law:0.5"
+        ) from error
+
+
+def _recipe(
+    sources: list[str],
+    options: dict[str, Any],
+    parameters: dict[str, Any],
+    name: str | None,
+    output: Path | None,
+) -> Recipe:
+    from lorahub.recipe import load_recipe, make_recipe
+
+    parameters = {k: v for k, v in parameters.items() if v is not None}
+    where = {"name": name, "folder": output and output.absolute()}
+    where = {k: v for k, v in where.items() if v is not None}
+    if len(sources) == 1 and re.search(r"\.ya?ml$", sources[0]):
+        recipe = load_recipe(Path(sources[0]))
+        asked = [k for k, v in options.items() if v not in (None, 0)] + list(parameters)
+        if asked:
+            raise UsageError(
+                f"--{asked[0]} cannot be given beside a recipe", hint="write it into the recipe"
+            )
+        return recipe.model_copy(
+            update={"output": recipe.output.model_copy(update=where)} if where else {}
+        )
+    if options["method"] is None:
+        raise UsageError(
+            "a merge needs --method", hint="see `lorahub methods`; svd is a good start"
+        )
+    body = {k: v for k, v in options.items() if v is not None}
+    body |= {"sources": [parse_source(s) for s in sources], "parameters": parameters}
+    return make_recipe(body | {"output": where}, "command line")
+
+
+def _print_plan(plan: Plan, *, as_json: bool) -> None:
+    body: dict[str, Any] = {
+        "method": plan.method.name,
+        "parameters": dict(plan.parameters),
+        "scale": plan.scale,
+        "dtype": plan.dtype,
+        "seed": plan.seed,
+        "base_model": plan.base_model,
+        "sources": [
+            {"name": a.name, "weight": w, "content_hash": a.info.content_hash}
+            for a, w in zip(plan.adapters, plan.weights, strict=True)
+        ],
+        "modules": len(plan.modules),
+        "rank": plan.rank,
+        "input_bytes": plan.input_bytes,
+        "output_bytes": plan.output_bytes,
+        "digest": plan.digest,
+        "warnings": list(plan.warnings),
+    }
+    if as_json:
+        sink.print_act("merge --dry-run", body)
+        return
+    body["sources"] = ", ".join(f"{s['name']}:{s['weight']:g}" for s in body["sources"])
+    shown = {k: v for k, v in body.items() if k != "warnings"}
+    shown["parameters"] = ", ".join(f"{k}={v}" for k, v in plan.parameters.items())
+    sink.print_table(("field", "value"), shown.items())
+    for warning in plan.warnings:
+        sink.note(f"warning: {warning}")
+
+
+def verify(reference: Ref, as_json: sink.Json = False) -> None:
+    """Recompute a merged adapter from its sources, by another path, and compare."""
+    from lorahub.workspace import Workspace
+
+    with (
+        sink.errors("verify", as_json=as_json),
+        sink.progress() as listener,
+        Workspace.open() as workspace,
+    ):
+        check = workspace.verify(reference, listener=listener)
+        if as_json:
+            sink.print_act("verify", check)
+            return
+        sink.print_table(
+            ("field", "value"),
+            (
+                ("error", f"{check.error:.1e}"),
+                ("worst module", f"{check.worst_module} {check.worst_error:.1e}"),
+                ("allowed", f"{check.tolerance:.0e}"),
+                ("truncation", f"{check.truncation:.2%}"),
+                ("kept", ", ".join(f"{k:.1%}" for k in check.retained)),
+            ),
+        )
+
+
+methods_app = typer.Typer(help="The merge methods.", no_args_is_help=False)
+
+
+@methods_app.callback(invoke_without_command=True)
+def methods(context: typer.Context, as_json: sink.Json = False) -> None:
+    """List the merge methods."""
+    if context.invoked_subcommand is not None:
+        return
+    from lorahub.methods.registry import methods as all_methods
+
+    found = list(all_methods().values())
+    if as_json:
+        sink.print_json([_describe(m) for m in found])
+        return
+    sink.print_table(
+        ("method", "parameters", "what it does"),
+        ((m.name, ", ".join(m.schema.model_fields), m.summary) for m in found),
+    )
+
+
+@methods_app.command("show")
+def show_method(
+    name: Annotated[str, typer.Argument(help="Name of the method.")], as_json: sink.Json = False
+) -> None:
+    """Show one method: idea, paper, parameters."""
+    from lorahub.methods.registry import get
+
+    with sink.errors("methods show", as_json=as_json):
+        method = get(name)
+        if as_json:
+            sink.print_json(_describe(method))
+            return
+        sink.print_text(f"{method.name}: {method.title}\n{method.paper}\n\n{method.doc}\n")
+        properties = method.schema.model_json_schema().get("properties", {})
+        sink.print_table(
+            ("parameter", "default", "meaning"),
+            ((k, v.get("default"), v.get("description")) for k, v in properties.items()),
+        )
+
+
+def _describe(method: Method) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "title": method.title,
+        "summary": method.summary,
+        "doc": method.doc,
+        "paper": method.paper,
+        "schema": method.schema.model_json_schema(),
+    }

@@ -1,0 +1,155 @@
+"""The one place that prints: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from lorahub.errors import ExitCode, LorahubError
+from lorahub.events import Advanced, Event, Failed, Listener, PhaseStarted, Warned, to_json
+
+ENVELOPE_VERSION = 1
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Endpoint = Annotated[
+    str | None, typer.Option("--endpoint", help="Hub endpoint instead of the configured one.")
+]
+TokenEnv = Annotated[
+    str | None, typer.Option("--token-env", help="Environment variable with the Hub token.")
+]
+
+
+def plain(value: object) -> Any:  # noqa: ANN401 - JSON has no narrower type
+    """A value as JSON types."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def print_json(value: object) -> None:
+    """A bare JSON value on stdout."""
+    sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def print_act(command: str, result: object, *, status: str = "ok") -> None:
+    """The versioned envelope of commands that change something."""
+    print_json(
+        {"version": ENVELOPE_VERSION, "command": command, "status": status, "result": plain(result)}
+    )
+
+
+def print_text(text: str) -> None:
+    """A line of result on stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def note(text: str) -> None:
+    """A line for the user on stderr."""
+    sys.stderr.write(text + "\n")
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on a terminal, tab-separated values with a header line in a pipe."""
+    cells = [["-" if c is None or c == "" else str(c) for c in row] for row in rows]
+    if not sys.stdout.isatty():
+        for row in [[h.upper() for h in headers], *cells]:
+            print_text("\t".join(c.replace("\t", " ").replace("\n", " ") for c in row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for header in headers:
+        table.add_column(header)
+    for row in cells:
+        table.add_row(*(Text(c) for c in row))
+    Console().print(table)
+
+
+def size(count: int) -> str:
+    """Bytes for a reader: 1.3 MB."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def fail(error: LorahubError, command: str, *, as_json: bool) -> NoReturn:
+    """Print an error and leave with its exit code."""
+    if as_json:
+        body = {"code": error.code, "message": error.message, "hint": error.hint}
+        print_json(
+            {"version": ENVELOPE_VERSION, "command": command, "status": "error", "error": body}
+        )
+    note(f"error: {error.message}")
+    if error.hint:
+        note(f"hint: {error.hint}")
+    raise typer.Exit(error.exit_code)
+
+
+@contextmanager
+def errors(command: str, *, as_json: bool = False, events: bool = False) -> Iterator[None]:
+    """The one error table: lorahub's errors and Ctrl-C become messages and exit codes."""
+    try:
+        yield
+    except LorahubError as error:
+        if events:
+            print_text(to_json(Failed(error.code, error.message, error.hint)))
+        fail(error, command, as_json=as_json)
+    except KeyboardInterrupt:
+        if events:
+            print_text(to_json(Failed("interrupted", "interrupted by the user", None)))
+        note("interrupted: nothing half-written is left; repeat the command to go on")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+@contextmanager
+def progress(*, events: bool = False) -> Iterator[Listener]:
+    """A listener that shows progress: JSON lines on stdout, or bars on a terminal's stderr."""
+    if events:
+        yield lambda event: print_text(to_json(event))
+        return
+    if not sys.stderr.isatty():
+        yield _warnings_only
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        yield _bars(bars)
+
+
+def _bars(bars: Any) -> Callable[[Event], None]:  # noqa: ANN401 - rich is imported lazily
+    tasks: dict[str, Any] = {}
+
+    def listen(event: Event) -> None:
+        if isinstance(event, PhaseStarted):
+            tasks[event.phase] = bars.add_task(event.phase, total=event.total)
+        elif isinstance(event, Advanced):
+            bars.update(tasks[event.phase], completed=event.done)
+        elif isinstance(event, Warned):
+            bars.console.print(f"warning: {event.message}", markup=False, highlight=False)
+
+    return listen
+
+
+def _warnings_only(event: Event) -> None:
+    if isinstance(event, Warned):
+        note(f"warning: {event.message}")

@@ -1,0 +1,99 @@
+"""Verbs on lorahub itself: config, db, version."""
+
+from __future__ import annotations
+
+import typer
+
+from lorahub.cli import sink
+from lorahub.errors import CatalogError
+
+config_app = typer.Typer(help="The settings in effect.", no_args_is_help=True)
+db_app = typer.Typer(help="The catalog's database.", no_args_is_help=True)
+
+
+@config_app.command("path")
+def config_path() -> None:
+    """Print the path of the config file."""
+    from lorahub.config import load_config
+
+    with sink.errors("config path"):
+        sink.print_text(str(load_config().file))
+
+
+@config_app.command("show")
+def config_show(as_json: sink.Json = False) -> None:
+    """Print the settings in effect."""
+    from lorahub.config import load_config
+
+    with sink.errors("config show", as_json=as_json):
+        config = load_config()
+        body = {
+            "home": str(config.home),
+            "database": _database(),
+            "endpoint": config.endpoint,
+            "token_env": config.token_env,
+        }
+        if as_json:
+            sink.print_json(body)
+        else:
+            sink.print_table(("setting", "value"), body.items())
+
+
+def _database() -> str:
+    from sqlalchemy.engine import make_url
+
+    from lorahub.config import load_config
+
+    where = load_config().database
+    return make_url(where).render_as_string() if isinstance(where, str) else str(where)
+
+
+@db_app.command("path")
+def db_path() -> None:
+    """Print where the catalog is."""
+    with sink.errors("db path"):
+        sink.print_text(_database())
+
+
+@db_app.command("check")
+def db_check(as_json: sink.Json = False) -> None:
+    """Check the catalog for damage."""
+    from lorahub.workspace import Workspace
+
+    with sink.errors("db check", as_json=as_json), Workspace.open() as workspace:
+        problems = workspace.catalog.check()
+        if problems:
+            raise CatalogError(
+                f"the catalog has {len(problems)} problems: {'; '.join(problems[:3])}",
+                hint="restore a backup beside it, or move it away and pull again",
+            )
+        count = workspace.catalog.count()
+        if as_json:
+            sink.print_act("db check", {"adapters": count, "problems": []})
+        else:
+            sink.print_text(f"sound, {count} adapters")
+
+
+@db_app.command("upgrade")
+def db_upgrade() -> None:
+    """Bring the catalog to this version's schema, after a backup."""
+    from lorahub.workspace import Workspace
+    from store.migrate import HEAD
+
+    with sink.errors("db upgrade"), Workspace.open():
+        sink.print_text(f"at revision {HEAD}")
+
+
+def version(as_json: sink.Json = False) -> None:
+    """Print the version."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        number = installed("lorahub-kit")
+    except PackageNotFoundError:
+        number = "0+unknown"
+    if as_json:
+        sink.print_json({"lorahub": number})
+    else:
+        sink.print_text(number)
