@@ -41,7 +41,6 @@ def hf_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "HF_ASSETS_CACHE": home / "assets",
         "HF_TOKEN_PATH": home / "token",
         "HF_STORED_TOKENS_PATH": home / "stored_tokens",
-        "AGENT_HARNESSES_PATH": home / ".agent_harnesses.json",
     }
     for name, path in paths.items():
         monkeypatch.setattr(constants, name, str(path))
