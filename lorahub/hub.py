@@ -387,7 +387,7 @@ def _with_retries(ask: Callable[[], T]) -> T:
         try:
             return ask()
         except HfHubHTTPError as error:
-            status = error.response.status_code if error.response is not None else 0
+            status = error.response.status_code
             if status not in {429, 500, 502, 503, 504} or attempt == _READ_TRIES - 1:
                 raise
             after = error.response.headers.get("Retry-After", "")

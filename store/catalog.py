@@ -223,16 +223,14 @@ class Catalog:
     def begin_run(self, draft: RunDraft) -> int:
         """Record that a run begins; returns its id."""
         with self._write() as connection:
-            result = connection.execute(
-                insert(RunRow).values(
-                    **asdict(draft),
-                    state="running",
-                    host=socket.gethostname(),
-                    pid=os.getpid(),
-                    started_at=_now(),
-                )
+            statement = insert(RunRow).values(
+                **asdict(draft),
+                state="running",
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                started_at=_now(),
             )
-            return int(result.inserted_primary_key[0])
+            return connection.execute(statement.returning(RunRow.id)).scalar_one()
 
     def finish_run(
         self,
@@ -418,38 +416,36 @@ def _insert(connection: Connection, adapter: Adapter) -> Adapter:
     info, origin = adapter.info, adapter.origin
     ranks = info.ranks or (0,)
     created = _now()
+    statement = insert(AdapterRow).values(
+        **{name: getattr(info, name) for name in _INFO_COLUMNS if name != "config"},
+        config=dict(info.config),
+        name=adapter.name,
+        created_at=created,
+        source=origin.source.value,
+        folder=str(origin.folder),
+        repo_id=origin.repo_id,
+        revision=origin.revision,
+        requested_revision=origin.requested_revision,
+        endpoint=origin.endpoint,
+        method=adapter.method,
+        content_hash=info.content_hash,
+        refusals=[[r.code, r.message] for r in info.refusals],
+        warnings=list(info.warnings),
+        tags=list(info.tags),
+        rank_min=ranks[0],
+        rank_max=ranks[-1],
+        targets=list(info.targets),
+        dtype=info.dtype,
+        parameters=info.parameters,
+        module_count=len(info.modules),
+    )
     try:
-        result = connection.execute(
-            insert(AdapterRow).values(
-                **{name: getattr(info, name) for name in _INFO_COLUMNS if name != "config"},
-                config=dict(info.config),
-                name=adapter.name,
-                created_at=created,
-                source=origin.source.value,
-                folder=str(origin.folder),
-                repo_id=origin.repo_id,
-                revision=origin.revision,
-                requested_revision=origin.requested_revision,
-                endpoint=origin.endpoint,
-                method=adapter.method,
-                content_hash=info.content_hash,
-                refusals=[[r.code, r.message] for r in info.refusals],
-                warnings=list(info.warnings),
-                tags=list(info.tags),
-                rank_min=ranks[0],
-                rank_max=ranks[-1],
-                targets=list(info.targets),
-                dtype=info.dtype,
-                parameters=info.parameters,
-                module_count=len(info.modules),
-            )
-        )
+        adapter_id = connection.execute(statement.returning(AdapterRow.id)).scalar_one()
     except IntegrityError as error:
         raise ConflictError(
             f"an adapter named '{adapter.name}' is already in the catalog",
             hint="choose another with --name, or remove it with `lorahub rm`",
         ) from error
-    adapter_id = int(result.inserted_primary_key[0])
     if info.modules:
         rows = [
             {

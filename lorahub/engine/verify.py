@@ -165,10 +165,12 @@ def _deviation(
 
 def _coordinates(columns: Tensor) -> Tensor:
     """Coordinates of tall columns in an orthonormal basis of their span: R of their QR."""
-    return torch.linalg.qr(columns, mode="r").R
+    R: Tensor = torch.linalg.qr(columns, mode="r").R
+    return R
 
 
 def _basis(columns: Tensor) -> Tensor:
     """Orthonormal basis of the span of small columns, by SVD with a rank cut at 1e-10."""
     U, s, _ = torch.linalg.svd(columns, full_matrices=False)
-    return U[:, s > 1e-10 * s[:1].clamp_min(1e-300)]
+    kept: Tensor = U[:, s > 1e-10 * s[:1].clamp_min(1e-300)]
+    return kept

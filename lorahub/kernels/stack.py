@@ -41,7 +41,8 @@ class Stack:
 
     def split(self, factor: Tensor, dim: int) -> tuple[Tensor, ...]:
         """Cut a stacked tensor along its rank dimension into one view per adapter."""
-        return factor.split(list(self.ranks), dim=dim)
+        parts: tuple[Tensor, ...] = factor.split(list(self.ranks), dim=dim)
+        return parts
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from lorahub.kernels.stack import Factors, Stack
 from lorahub.methods.registry import capped_rank, method
 from lorahub.methods.svd import Energy, Rank
@@ -12,7 +14,7 @@ def shrinking_scale(adapters: int) -> float:
 
     Fitted on merges of encoder adapters; one adapter alone stays itself.
     """
-    return min(1.0, 1.25 * adapters**-0.7)
+    return min(1.0, 1.25 * math.pow(adapters, -0.7))
 
 
 @method(

@@ -1,0 +1,199 @@
+"""The laws every merge method keeps, run on every registered method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lorahub.kernels.stack import Stack
+from lorahub.methods.registry import Method, methods
+
+METHODS = list(methods().values())
+IDS = [m.name for m in METHODS]
+
+Pair = tuple[Tensor, Tensor, float]  # B, A, scaling
+
+
+def make_pairs(seed: int, d_out: int, d_in: int, ranks: Sequence[int]) -> list[Pair]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (
+            torch.randn(d_out, r, generator=generator),
+            torch.randn(r, d_in, generator=generator),
+            float(torch.rand(1, generator=generator)) * 3 + 0.1,
+        )
+        for r in ranks
+    ]
+
+
+def make_stack(pairs: Sequence[Pair], weights: Sequence[float]) -> Stack:
+    ranks = tuple(B.shape[1] for B, _, _ in pairs)
+    coefficients = [w * s for (_, _, s), w, r in zip(pairs, weights, ranks) for _ in range(r)]
+    return Stack(
+        torch.cat([B for B, _, _ in pairs], 1)[None],
+        torch.cat([A for _, A, _ in pairs], 0)[None],
+        torch.tensor([coefficients], dtype=torch.float64),
+        ranks,
+        tuple(weights),
+    )
+
+
+def merged(method: Method, pairs: Sequence[Pair], weights: Sequence[float]) -> Tensor:
+    factors = method.rule(make_stack(pairs, weights), **method.parameters({}))
+    return factors.B[0].double() @ factors.A[0].double()
+
+
+def dense(pairs: Sequence[Pair], weights: Sequence[float]) -> Tensor:
+    return sum((w * s * (B.double() @ A.double()) for (B, A, s), w in zip(pairs, weights)), 0.0)
+
+
+def close(found: Tensor, wanted: Tensor, size: float, bound: float = 2e-6) -> bool:
+    return float((found - wanted).norm()) <= bound * max(size, 1e-30)
+
+
+def size_of(pairs: Sequence[Pair], weights: Sequence[float]) -> float:
+    norms = (abs(w * s) * float((B @ A).norm()) for (B, A, s), w in zip(pairs, weights))
+    return sum(norms)
+
+
+shapes = st.tuples(st.integers(1, 24), st.integers(1, 24))
+rank_lists = st.lists(st.integers(1, 6), min_size=1, max_size=4)
+weight_values = st.sampled_from([-1.5, -1.0, -0.3, 0.0, 0.25, 0.7, 1.0, 2.0])
+seeds = st.integers(0, 10_000)
+
+
+def ranks_for(method: Method, ranks: Sequence[int]) -> list[int]:
+    return [ranks[0]] * len(ranks) if method.equal_ranks else list(ranks)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
+@settings(max_examples=40, deadline=None)
+@given(seed=seeds, shape=shapes, rank=st.integers(1, 6))
+def test_identity(method: Method, seed: int, shape: tuple[int, int], rank: int) -> None:
+    pairs = make_pairs(seed, *shape, [rank])
+    assert close(merged(method, pairs, [1.0]), dense(pairs, [1.0]), size_of(pairs, [1.0]))
+    assert method.default_scale(1) == 1.0
+
+
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
+@settings(max_examples=40, deadline=None)
+@given(seed=seeds, shape=shapes, ranks=rank_lists, data=st.data())
+def test_sum_is_the_dense_sum(
+    method: Method, seed: int, shape: tuple[int, int], ranks: list[int], data: st.DataObject
+) -> None:
+    if "sum" in method.exceptions:
+        assert "cross terms" in method.doc
+        return
+    weights = data.draw(st.lists(weight_values, min_size=len(ranks), max_size=len(ranks)))
+    pairs = make_pairs(seed, *shape, ranks)
+    found = merged(method, pairs, weights)
+    assert close(found, dense(pairs, weights), size_of(pairs, weights))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, shape=shapes, ranks=rank_lists)
+def test_gauge(method: Method, seed: int, shape: tuple[int, int], ranks: list[int]) -> None:
+    if "gauge" in method.exceptions:
+        assert "gauge" in method.doc
+        return
+    pairs = make_pairs(seed, *shape, ranks)
+    weights = [1.0] * len(ranks)
+    generator = torch.Generator().manual_seed(seed)
+    turned = []
+    for B, A, s in pairs:
+        order = torch.randperm(B.shape[1], generator=generator)
+        signs = torch.randint(0, 2, (B.shape[1],), generator=generator) * 2.0 - 1
+        turned.append(((B * signs)[:, order], (A * signs[:, None])[order], s))
+    one, other = merged(method, pairs, weights), merged(method, turned, weights)
+    assert close(one, other, size_of(pairs, weights))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, shape=shapes, ranks=rank_lists)
+def test_zero_weight_has_no_effect(
+    method: Method, seed: int, shape: tuple[int, int], ranks: list[int]
+) -> None:
+    pairs = make_pairs(seed, *shape, ranks_for(method, [*ranks, 2]))
+    weights = [1.0] * len(ranks)
+    one = merged(method, pairs, [*weights, 0.0])
+    assert close(one, merged(method, pairs[:-1], weights), size_of(pairs, [*weights, 1.0]))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, shape=shapes, rank=st.integers(1, 6))
+def test_an_adapter_minus_itself_is_zero(
+    method: Method, seed: int, shape: tuple[int, int], rank: int
+) -> None:
+    pairs = make_pairs(seed, *shape, [rank]) * 2
+    found = merged(method, pairs, [1.0, -1.0])
+    if "sum" in method.exceptions:
+        return
+    assert close(found, torch.zeros_like(found), size_of(pairs, [1.0, 1.0]))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, shape=shapes, ranks=rank_lists)
+def test_order_does_not_matter(
+    method: Method, seed: int, shape: tuple[int, int], ranks: list[int]
+) -> None:
+    pairs = make_pairs(seed, *shape, ranks_for(method, ranks))
+    weights = [0.5 + 0.25 * i for i in range(len(ranks))]
+    one = merged(method, pairs, weights)
+    other = merged(method, pairs[::-1], weights[::-1])
+    assert close(one, other, size_of(pairs, weights))
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if "rank" in m.schema.model_fields])
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, shape=shapes, ranks=rank_lists, k=st.integers(1, 8))
+def test_truncation_is_optimal_and_prefixes_are_too(
+    method: Method, seed: int, shape: tuple[int, int], ranks: list[int], k: int
+) -> None:
+    pairs = make_pairs(seed, *shape, ranks)
+    weights = [1.0] * len(ranks)
+    wanted = dense(pairs, weights)
+    sigma = torch.linalg.svdvals(wanted)
+    factors = method.rule(make_stack(pairs, weights), **method.parameters({"rank": k}))
+    B, A = factors.B[0].double(), factors.A[0].double()
+    assert B.shape[1] == min(k, sum(ranks), *shape)
+    assert torch.allclose(B.norm(dim=0), A.norm(dim=1), rtol=1e-3, atol=1e-4)
+    for kept in range(1, B.shape[1] + 1):
+        residual = float((wanted - B[:, :kept] @ A[:kept]).norm())
+        least = float(sigma[kept:].norm())
+        assert residual <= least + 2e-6 * float(sigma.norm())
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, shape=shapes, ranks=rank_lists, energy=st.floats(0.05, 1.0))
+def test_energy_keeps_the_fewest_ranks_that_suffice(
+    seed: int, shape: tuple[int, int], ranks: list[int], energy: float
+) -> None:
+    svd = methods()["svd"]
+    pairs = make_pairs(seed, *shape, ranks)
+    weights = [1.0] * len(ranks)
+    share = torch.linalg.svdvals(dense(pairs, weights)).square().cumsum(0)
+    share = share / share[-1]
+    factors = svd.rule(make_stack(pairs, weights), **svd.parameters({"energy": energy}))
+    assert factors.ranks is not None
+    (kept,) = factors.ranks
+    assert share[kept - 1] >= energy - 1e-5
+    assert kept == 1 or share[kept - 2] <= energy + 1e-5
+
+
+def test_near_equal_adapters_take_the_exact_path() -> None:
+    """Gram matrices lose what distinguishes near-equal factors; the QR path must not."""
+    (B, A, _), (E, F, _) = make_pairs(3, 64, 48, [4, 4])
+    pairs = [(B, A, 1.0), (B + 1e-4 * E, A + 1e-4 * F, 1.0)]
+    found = merged(methods()["svd"], pairs, [1.0, -1.0])
+    wanted = dense(pairs, [1.0, -1.0])
+    assert float((found - wanted).norm()) <= 1e-6 * size_of(pairs, [1.0, 1.0])
+    assert float((found - wanted).norm()) <= 1e-3 * float(wanted.norm())
