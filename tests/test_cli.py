@@ -1,0 +1,333 @@
+"""The command line as its users meet it: real processes, exit codes, stdout, JSON, faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorahub.errors import ExitCode
+from tests.conftest import EXAMPLES, ROOT, write_adapter
+
+LORAHUB = [sys.executable, "-c", "from lorahub.cli.main import run; run()"]
+MODULES = {"model.layers.0.q": (12, 8, 3), "model.layers.1.q": (12, 8, 3)}
+
+
+def call(*words: object, env: dict[str, str] | None = None, **options: Any) -> Any:
+    return subprocess.run(
+        [*LORAHUB, *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        timeout=120,
+        check=False,
+        **options,
+    )
+
+
+def ok(*words: object) -> str:
+    done = call(*words)
+    assert done.returncode == 0, done.stderr
+    return str(done.stdout)
+
+
+@pytest.fixture
+def filled(home: Path) -> Path:
+    """A home with the three example adapters pulled."""
+    ok("pull", *(EXAMPLES / n for n in ("languages", "packages", "manuals")))
+    return home
+
+
+def entries(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+
+
+def test_the_whole_path(filled: Path, tmp_path: Path) -> None:
+    again = json.loads(ok("pull", EXAMPLES / "languages", "--json"))
+    assert again["status"] == "ok"
+    assert again["result"][0]["state"] == "up to date"
+    rows = json.loads(ok("ls", "--json"))
+    assert [r["name"] for r in rows] == ["languages", "manuals", "packages"]
+    assert [r["name"] for r in json.loads(ok("ls", "--rank", "5..8", "--json"))] == ["languages"]
+    assert [r["name"] for r in json.loads(ok("search", "language", "mess", "--json"))] == [
+        "languages"
+    ]
+    merged = json.loads(
+        ok("merge", "languages:0.5", "packages", "--method", "svd", "--rank", 6, "--name", "both",
+           "--json")
+    )["result"]  # fmt: skip
+    assert merged["state"] == "merged"
+    assert entries(Path(merged["folder"])) == {
+        "adapter_model.safetensors", "adapter_config.json", "lorahub.json", "recipe.yaml",
+        "README.md",
+    }  # fmt: skip
+    check = json.loads(ok("verify", "both", "--json"))["result"]
+    assert check["worst_error"] <= check["tolerance"]
+    shown = json.loads(ok("show", "both", "--json"))
+    assert [(p["reference"], p["weight"]) for p in shown["parents"]] == [
+        ("languages", 0.5),
+        ("packages", 1.0),
+    ]
+    assert shown["info"]["license"] is None or shown["info"]["license"] == "apache-2.0"
+    ok("export", "both", tmp_path / "out")
+    one = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
+    assert one == (Path(merged["folder"]) / "adapter_model.safetensors").read_bytes()
+    # The recipe that lies beside the result makes the same bytes again.
+    recipe = Path(merged["folder"]) / "recipe.yaml"
+    again = json.loads(ok("merge", recipe, "--name", "again", "-o", tmp_path / "again", "--json"))
+    assert (tmp_path / "again" / "adapter_model.safetensors").read_bytes() == one
+    # A merge of a merge works, and lineage shows both levels.
+    ok("merge", "both", "manuals", "--method", "cat", "--name", "deep")
+    assert ok("lineage", "deep").count("\n") == 5
+    assert call("db", "check").stdout.startswith("sound, 6 adapters")
+    ok("rm", "deep", "--files")
+    assert not (filled / "adapters" / "deep").exists()
+
+
+def test_a_repeat_changes_nothing_and_another_recipe_conflicts(filled: Path) -> None:
+    words = ("merge", "languages", "packages", "--method", "cat", "--name", "m")
+    assert "merged" in ok(*words)
+    assert "unchanged" in ok(*words)
+    done = call("merge", "languages", "--method", "cat", "--name", "m")
+    assert done.returncode == ExitCode.CONFLICT
+    assert "--force" in done.stderr
+    assert "merged" in ok("merge", "languages", "--method", "cat", "--name", "m", "--force")
+    assert len(json.loads(ok("show", "m", "--json"))["parents"]) == 1
+
+
+def test_events_are_json_lines(filled: Path) -> None:
+    out = ok("merge", "languages", "--method", "cat", "--name", "m", "--events", "jsonl")
+    events = [json.loads(line) for line in out.splitlines()]
+    assert events[0] == {"event": "phase", "phase": "merge", "total": 36, "unit": "modules"}
+    assert events[-1]["event"] == "finished"
+    assert events[-1]["result"]["name"] == "m"
+    assert sum(e["event"] == "advance" for e in events) == 72
+    failed = call("merge", "languages", "--method", "no", "--name", "n", "--events", "jsonl")
+    assert json.loads(failed.stdout.splitlines()[-1])["event"] == "failed"
+
+
+def test_dry_run_writes_nothing(filled: Path) -> None:
+    before = entries(filled)
+    plan = json.loads(
+        ok(
+            "merge",
+            "languages",
+            "packages",
+            "--method",
+            "cat",
+            "--name",
+            "m",
+            "--dry-run",
+            "--json",
+        )
+    )["result"]
+    assert plan["rank"] == 12
+    assert plan["modules"] == 36
+    assert entries(filled) == before
+    assert call("show", "m").returncode == ExitCode.NOT_FOUND
+
+
+ERRORS = [
+    (("show", "nobody"), ExitCode.NOT_FOUND, ["nobody", "not in the catalog"]),
+    (("show", "langages"), ExitCode.NOT_FOUND, ["did you mean languages"]),
+    (("pull", "./nowhere"), ExitCode.NOT_FOUND, ["nowhere"]),
+    (("pull", "not a reference"), ExitCode.NOT_FOUND, ["neither a folder nor a Hub repository"]),
+    (("ls", "--rank", "a..b"), ExitCode.USAGE, ["--rank 'a..b'"]),
+    (("ls", "--sort", "taste"), ExitCode.USAGE, ["taste", "name, created"]),
+    (("ls", "--no-such"), ExitCode.USAGE, ["--no-such"]),
+    (("merge", "languages", "--method", "svd"), ExitCode.USAGE, ["--name"]),
+    (("merge", "languages", "--name", "m"), ExitCode.USAGE, ["--method"]),
+    (("merge", "languages:much", "--method", "svd", "--name", "m"), ExitCode.INVALID, ["'much'"]),
+    (("merge", "languages:nan", "--method", "svd", "--name", "m"), ExitCode.INVALID, ["sources.0"]),
+    (("merge", "languages", "--method", "svdd", "--name", "m"), ExitCode.INVALID, ["svdd", "svd"]),
+    (
+        ("merge", "languages", "--method", "svd", "--rank", "0", "--name", "m"),
+        ExitCode.INVALID,
+        ["rank"],
+    ),
+    (
+        ("merge", "languages", "--method", "svd", "--rank", "99", "--name", "m"),
+        ExitCode.INVALID,
+        ["rank 99", "largest possible rank, 8"],
+    ),
+    (
+        ("merge", "languages", "--method", "svd", "-p", "rankk=3", "--name", "m"),
+        ExitCode.INVALID,
+        ["rankk", "did you mean 'rank'"],
+    ),
+    (
+        ("merge", "languages", "--method", "svd", "--name", "../out"),
+        ExitCode.USAGE,
+        ["'../out' cannot be a name"],
+    ),
+    (("merge", "languages:2", "--method", "average", "--name", "m"), ExitCode.INVALID, ["alike"]),
+    (("merge", "languages", "--method", "svd", "--dtype", "I8", "--name", "m"), 5, ["dtype"]),
+    (("verify", "languages"), ExitCode.USAGE, ["not the result of a merge"]),
+    (("export", "languages", "x", "--format", "odd"), ExitCode.USAGE, ["odd", "peft"]),
+    (("compare", "languages"), ExitCode.USAGE, ["two"]),
+    (("push", "languages", "no-owner"), ExitCode.USAGE, ["owner/name"]),
+    (("methods", "show", "cart"), ExitCode.INVALID, ["cart"]),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "parts"), ERRORS, ids=[" ".join(e[0]) for e in ERRORS])
+def test_errors_name_the_object_and_the_remedy(
+    shared_home: Path, words: tuple[str, ...], code: int, parts: list[str]
+) -> None:
+    done = call(*words, env={"LORAHUB_HOME": str(shared_home)})
+    assert done.returncode == code, done.stderr
+    for part in parts:
+        assert part in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.fixture(scope="module")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One filled home for calls that change nothing."""
+    home = tmp_path_factory.mktemp("shared") / "home"
+    env = {"LORAHUB_HOME": str(home)}
+    names = ("languages", "packages", "manuals")
+    assert call("pull", *(EXAMPLES / n for n in names), env=env).returncode == 0
+    return home
+
+
+def test_errors_are_json_too(shared_home: Path) -> None:
+    done = call("show", "nobody", "--json", env={"LORAHUB_HOME": str(shared_home)})
+    body = json.loads(done.stdout)
+    assert (body["version"], body["status"], body["error"]["code"]) == (1, "error", "not_found")
+
+
+def test_some_of_several_pulls_failing_is_partial(home: Path, tmp_path: Path) -> None:
+    good = write_adapter(tmp_path / "good", MODULES)
+    done = call("pull", good, tmp_path / "missing", "--json")
+    assert done.returncode == ExitCode.PARTIAL
+    body = json.loads(done.stdout)
+    assert body["status"] == "partial"
+    assert [r["state"] for r in body["result"]] == ["added", "failed"]
+
+
+def test_names_that_collide(home: Path, tmp_path: Path) -> None:
+    one = write_adapter(tmp_path / "x" / "same", MODULES, seed=1)
+    two = write_adapter(tmp_path / "y" / "same", MODULES, seed=2)
+    first = json.loads(ok("pull", one, "--json"))["result"][0]["name"]
+    second = json.loads(ok("pull", two, "--json"))["result"][0]["name"]
+    assert first == "same"
+    assert second.startswith("same@")
+    assert call("pull", two, "--name", "same").returncode == ExitCode.CONFLICT
+    # New content in a known folder takes the plain name; the old row stays for its lineage.
+    write_adapter(one, MODULES, seed=3)
+    assert json.loads(ok("pull", one, "--json"))["result"][0]["name"] == "same"
+    assert len(json.loads(ok("ls", "--json"))) == 3
+
+
+def test_a_source_that_changed_is_found(filled: Path, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "mine", MODULES)
+    ok("pull", folder)
+    ok("merge", "mine", "--method", "cat", "--name", "m")
+    write_adapter(folder, MODULES, seed=9)
+    done = call("merge", "mine", "--method", "cat", "--name", "n")
+    assert done.returncode == ExitCode.FAILURE
+    assert "changed since" in done.stderr
+    assert "changed since" in call("verify", "m").stderr
+
+
+def test_a_tampered_result_is_found(filled: Path) -> None:
+    ok("merge", "languages", "--method", "cat", "--name", "m")
+    path = filled / "adapters" / "m" / "adapter_model.safetensors"
+    body = bytearray(path.read_bytes())
+    body[-1] ^= 1
+    path.write_bytes(body)
+    for verb in (("verify", "m"), ("export", "m", filled / "out")):
+        done = call(*verb)
+        assert done.returncode == ExitCode.FAILURE
+        assert "changed since" in done.stderr
+
+
+def test_pickles_need_consent(home: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    folder = write_adapter(tmp_path / "old", MODULES)
+    weights = folder / "adapter_model.safetensors"
+    torch.save(load_file(weights), folder / "adapter_model.bin")
+    weights.unlink()
+    done = call("pull", folder)
+    assert done.returncode == ExitCode.INVALID
+    assert "--allow-pickle" in done.stderr
+    assert "added" in ok("pull", folder, "--allow-pickle")
+    assert "up to date" in ok("pull", folder, "--allow-pickle")
+    ok("merge", "old", "--method", "cat", "--name", "m")
+
+
+@pytest.mark.parametrize("text", ["sources: [", "just text", "method: svd\nsources: []\n",
+                                  "method: svd\nsorces: [{adapter: x}]\n"])  # fmt: skip
+def test_recipes_that_are_none(home: Path, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    done = call("merge", path)
+    assert done.returncode == ExitCode.INVALID
+    assert str(path) in done.stderr
+
+
+def test_full_disk_leaves_nothing_half_written(filled: Path) -> None:
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
+
+    words = ("merge", "languages", "packages", "--method", "cat", "--name", "m")
+    done = call(*words, preexec_fn=limit)
+    assert done.returncode == ExitCode.FAILURE
+    assert "cannot be written" in done.stderr
+    assert entries(filled / "adapters") == set()
+    assert call("db", "check").returncode == 0
+    assert "merged" in ok(*words)
+
+
+def test_help_and_reads_import_no_torch(shared_home: Path) -> None:
+    for words in (["--help"], ["ls"], ["show", "languages"], ["search", "x"], ["version"],
+                  ["methods"]):  # fmt: skip
+        script = (
+            "import sys\nfrom lorahub.cli.main import app\n"
+            f"try: app({words!r})\nexcept SystemExit: pass\n"
+            "heavy = {'torch', 'transformers', 'peft', 'sklearn', 'huggingface_hub', 'alembic'}\n"
+            "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        )
+        env = {**os.environ, "LORAHUB_HOME": str(shared_home)}
+        subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, env=env)
+
+
+def test_pull_merge_push_and_pull_again(hub: Any, home: Path, tmp_path: Path) -> None:
+    """The whole loop over a Hub: two processes' worth of catalogs, one repository."""
+    for n in ("languages", "packages"):
+        hub.add_repo(f"ann/{n}", folder=EXAMPLES / n)
+    env = {"MY_TOKEN": "hf_ann", "HF_HUB_DISABLE_XET": "1"}
+    hub_words = ("--endpoint", hub.endpoint, "--token-env", "MY_TOKEN")
+    done = call("pull", "ann/languages", "ann/packages", *hub_words, "--json", env=env)
+    assert done.returncode == 0, done.stderr
+    pinned = [r["revision"] for r in json.loads(done.stdout)["result"]]
+    assert all(len(r) == 40 for r in pinned)
+    ok("merge", "ann/languages", "ann/packages", "--method", "svd", "--rank", "4", "--name", "m")
+    done = call("push", "m", "ann/merged", "--private", *hub_words, "--json", env=env)
+    assert done.returncode == 0, done.stderr
+    assert hub.repo("ann/merged").private
+    files = hub.files("ann/merged")
+    assert pinned[0] in files["README.md"].decode()
+    assert pinned[0] in files["recipe.yaml"].decode()
+    again = call("push", "m", "ann/merged", "--private", *hub_words, env=env)
+    assert "unchanged" in again.stdout
+    other = {**env, "LORAHUB_HOME": str(tmp_path / "other")}
+    done = call("pull", "ann/merged", *hub_words, "--json", env=other)
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(call("show", "ann/merged", "--json", env=other).stdout)
+    assert shown["method"] == "svd"
+    local = Path(json.loads(ok("show", "m", "--json"))["origin"]["folder"])
+    assert files["adapter_model.safetensors"] == (local / "adapter_model.safetensors").read_bytes()
