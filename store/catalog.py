@@ -24,16 +24,17 @@ from sqlalchemy import (
     insert,
     select,
     text,
+    true,
     update,
 )
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
 
 from lorahub.adapter import Adapter, AdapterInfo, Module, ModuleKind, Origin, Refusal, Source
 from lorahub.errors import ConflictError, UsageError
 from lorahub.record import Parent
 from store import migrate
 from store.models import AdapterRow, ExportRow, LineageRow, ModuleRow, PushRow, RunRow
-from store.session import open_engine, translated
+from store.session import is_new, locked, open_engine, translated
 from store.values import AdapterFilter, AdapterSummary, ParentLink, Push, Run, RunDraft
 
 SORTS: Mapping[str, Any] = {
@@ -71,8 +72,11 @@ class Catalog:
         """
         engine = open_engine(where)
         with translated(engine):
-            if migrate.current(engine) != migrate.HEAD:
-                migrate.upgrade(engine)
+            if not is_new(engine) and migrate.current(engine) == migrate.HEAD:
+                return cls(engine)
+            with locked(engine):
+                if migrate.current(engine) != migrate.HEAD:
+                    migrate.upgrade(engine)
         return cls(engine)
 
     def close(self) -> None:
@@ -113,15 +117,11 @@ class Catalog:
                 takes over.
 
         Raises:
-            ConflictError: The name is taken.
+            ConflictError: The name, or the new one of the older adapter, is taken.
         """
         with self._write() as connection:
             if rename_older is not None:
-                connection.execute(
-                    update(AdapterRow)
-                    .where(AdapterRow.name == adapter.name)
-                    .values(name=rename_older)
-                )
+                _rename(connection, adapter.name, rename_older)
             return _insert(connection, adapter)
 
     def by_name(self, name: str) -> Adapter | None:
@@ -130,6 +130,8 @@ class Catalog:
 
     def by_hash(self, prefix: str) -> list[Adapter]:
         """Adapters whose content hash begins so, newest first."""
+        if not prefix:
+            return self._adapters(true())
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
         return self._adapters((AdapterRow.content_hash >= prefix) & (AdapterRow.content_hash < end))
 
@@ -273,11 +275,11 @@ class Catalog:
             return added
 
     def end_run(self, run_id: int, state: str, error: str) -> None:
-        """Record that a run failed or was interrupted, and why."""
+        """Record that a run failed or was interrupted, and why; an ended run stays as it is."""
         with self._write() as connection:
             connection.execute(
                 update(RunRow)
-                .where(RunRow.id == run_id)
+                .where(RunRow.id == run_id, RunRow.state == "running")
                 .values(state=state, ended_at=_now(), error=error)
             )
 
@@ -347,21 +349,26 @@ class Catalog:
         """Problems found in the database, in words; empty when it is sound."""
         problems: list[str] = []
         with self._read() as connection:
-            if self._engine.dialect.name == "sqlite":
-                found = connection.execute(text("PRAGMA integrity_check")).scalars()
-                problems += [p for p in found if p != "ok"]
-                problems += [
-                    f"table {row[0]}, row {row[1]}: its {row[2]} is missing"
-                    for row in connection.execute(text("PRAGMA foreign_key_check"))
-                ]
-            lost = connection.execute(
-                text(
-                    "SELECT count(*) FROM adapters WHERE id NOT IN (SELECT rowid FROM adapters_fts)"
-                )
-            ).scalar_one()
-            if lost:
-                problems.append(f"{lost} adapters are missing from the search index")
+            try:
+                problems += _problems(connection)
+            except DatabaseError as error:
+                if isinstance(error, OperationalError):
+                    raise
+                problems.append(str(error.orig))
         return tuple(problems)
+
+
+def _problems(connection: Connection) -> Iterator[str]:
+    if connection.dialect.name == "sqlite":
+        found = connection.execute(text("PRAGMA integrity_check")).scalars()
+        yield from (p for p in found if p != "ok")
+        for row in connection.execute(text("PRAGMA foreign_key_check")):
+            yield f"table {row[0]}, row {row[1]}: its {row[2]} is missing"
+    lost = connection.execute(
+        text("SELECT count(*) FROM adapters WHERE id NOT IN (SELECT rowid FROM adapters_fts)")
+    ).scalar_one()
+    if lost:
+        yield f"{lost} adapters are missing from the search index"
 
 
 def _now() -> str:
@@ -412,6 +419,30 @@ _MODULE_COLUMNS = (
 )  # fmt: skip
 
 
+def _rename(connection: Connection, old: str, new: str) -> None:
+    statement = update(AdapterRow).where(AdapterRow.name == old).values(name=new)
+    try:
+        row = connection.execute(statement.returning(AdapterRow.id, AdapterRow.repo_id)).first()
+    except IntegrityError as error:
+        raise _taken(new) from error
+    if row is not None:
+        connection.execute(
+            text("UPDATE adapters_fts SET name = :name WHERE rowid = :id"),
+            {"id": row.id, "name": _searched_name(new, row.repo_id)},
+        )
+
+
+def _taken(name: str) -> ConflictError:
+    return ConflictError(
+        f"an adapter named '{name}' is already in the catalog",
+        hint="choose another with --name, or remove it with `lorahub rm`",
+    )
+
+
+def _searched_name(name: str, repo_id: str | None) -> str:
+    return f"{name} {repo_id or ''}"
+
+
 def _insert(connection: Connection, adapter: Adapter) -> Adapter:
     info, origin = adapter.info, adapter.origin
     ranks = info.ranks or (0,)
@@ -442,10 +473,7 @@ def _insert(connection: Connection, adapter: Adapter) -> Adapter:
     try:
         adapter_id = connection.execute(statement.returning(AdapterRow.id)).scalar_one()
     except IntegrityError as error:
-        raise ConflictError(
-            f"an adapter named '{adapter.name}' is already in the catalog",
-            hint="choose another with --name, or remove it with `lorahub rm`",
-        ) from error
+        raise _taken(adapter.name) from error
     if info.modules:
         rows = [
             {
@@ -465,7 +493,7 @@ def _insert(connection: Connection, adapter: Adapter) -> Adapter:
         ),
         {
             "id": adapter_id,
-            "name": f"{adapter.name} {origin.repo_id or ''}",
+            "name": _searched_name(adapter.name, origin.repo_id),
             "base": info.base_model or "",
             "tags": " ".join(info.tags),
             "targets": " ".join(info.targets),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, inspect, text
 
+from lorahub import errors
 from lorahub.errors import CatalogError
 
 HEAD = "0001"
@@ -55,17 +56,17 @@ def upgrade(engine: Engine) -> Path | None:
             hint="upgrade lorahub, or set LORAHUB_HOME to another folder",
         )
     backup = _backup(engine, before) if before is not None else None
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    with engine.connect() as plain:
+        connection = plain.execution_options(write=True)
+        with connection.begin():
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
     return backup
 
 
 def migrations_folder() -> Path:
     """Where the migrations are: inside the installed package, or at the root of a checkout."""
-    import lorahub
-
-    package = Path(lorahub.__file__).parent
+    package = Path(errors.__file__).parent
     inside = package / "migrations"
     return inside if inside.is_dir() else package.parent / "migrations"
 

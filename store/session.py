@@ -14,6 +14,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 from lorahub.errors import CatalogError, StorageError
 
 BUSY_SECONDS = 10
+LOCK_SECONDS = 60
 
 
 def open_engine(where: str | Path) -> Engine:
@@ -47,11 +48,73 @@ def open_engine(where: str | Path) -> Engine:
     return engine
 
 
+def _file(engine: Engine) -> Path | None:
+    url = engine.url
+    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+        return None
+    return Path(url.database)
+
+
+def is_new(engine: Engine) -> bool:
+    """Whether a file is not yet in WAL mode: missing, being made, or never a catalog."""
+    path = _file(engine)
+    if path is None:
+        return False
+    try:
+        with path.open("rb") as file:
+            header = file.read(20)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return header[18:] != b"\x02\x02"
+
+
+@contextmanager
+def locked(engine: Engine) -> Iterator[None]:
+    """Hold a file's lock while it is made or upgraded.
+
+    SQLite does not wait for other processes while it switches a new file to WAL mode.
+
+    Raises:
+        CatalogError: Another process holds it for too long.
+        StorageError: The lock file cannot be made.
+    """
+    path = _file(engine)
+    if path is None:
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(f"{path}.lock", timeout=LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise CatalogError(
+            f"{path}: is being made or upgraded by another process",
+            hint="try again when it is done",
+        ) from error
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"{path}: the catalog cannot be written ({error.strerror})",
+        hint="set LORAHUB_HOME to a folder you may write to",
+    )
+
+
 def _on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401 - a DBAPI connection
     # Transactions are begun by `_on_begin`; sqlite3's own implicit ones would come too late.
     connection.isolation_level = None
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+    if cursor.execute("PRAGMA page_count").fetchone() == (0,):
+        cursor.execute("PRAGMA journal_mode=WAL")  # stays; a file that is not ours is left alone
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()

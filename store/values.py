@@ -11,8 +11,8 @@ class AdapterFilter:
 
     Attributes:
         base: Part of the base model's name, any case.
-        rank: Least and largest rank, either None for open; an adapter matches when one of its
-            ranks lies between them.
+        rank: Least and largest rank, either None for open; an adapter matches when the span
+            from its smallest to its largest rank meets them.
         method: Name of the merge method that made it.
         source: ``hub``, ``folder`` or ``merge``.
     """

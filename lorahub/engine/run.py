@@ -200,9 +200,13 @@ class _Buffers(local):
 def _merge(
     plan: Plan, files: dict[int, TensorFile], batch: list[PlannedModule], buffers: _Buffers
 ) -> _Result:
-    stack = read_stack(plan, files, batch, buffers.get).to_device(buffers.device)
-    with torch.inference_mode():
-        factors = plan.method.rule(stack, **plan.parameters)
+    stack = read_stack(plan, files, batch, buffers.get)
+    try:
+        with torch.inference_mode():
+            factors = plan.method.rule(stack.to_device(buffers.device), **plan.parameters)
+    except RuntimeError:  # what torch raises when a decomposition meets NaN
+        _name_the_bad_factor(plan, batch, stack)
+        raise
     dtype = torch_dtype(plan.dtype)
     done: _Result = []
     for i, module in enumerate(batch):
@@ -211,6 +215,9 @@ def _merge(
         B = (factors.B[i, :, :rank] * left).to(device="cpu", dtype=dtype)
         A = (factors.A[i, :rank] * right).to(device="cpu", dtype=dtype)
         if not bool(torch.isfinite(B).all() and torch.isfinite(A).all()):
+            # NaN and Inf in a source reach the result whatever the method, so that only a bad
+            # result pays for finding out where from.
+            _name_the_bad_factor(plan, batch, stack)
             raise InvalidRecipeError(
                 f"module '{module.name}': the merged factors overflow {plan.dtype}",
                 hint="use --dtype F32",
@@ -230,11 +237,7 @@ Allocate = Callable[[str, Sequence[int]], Tensor]
 def read_stack(
     plan: Plan, files: dict[int, TensorFile], batch: Sequence[PlannedModule], allocate: Allocate
 ) -> Stack:
-    """Read the factors of same-shaped modules into a `Stack` made by ``allocate(name, shape)``.
-
-    Raises:
-        InvalidAdapterError: A factor holds NaN or Inf.
-    """
+    """Read the factors of same-shaped modules into a `Stack` made by ``allocate(name, shape)``."""
     first = batch[0]
     total = first.total_rank
     B = allocate("B", (len(batch), first.d_out, total))
@@ -250,21 +253,22 @@ def read_stack(
             file.read_into(m.key_a, A[i, start:stop])
             coefficients[i, start:stop] = member.weight * m.scaling
             start = stop
-        if not bool(torch.isfinite(B[i].sum() + A[i].sum())):
-            _name_the_bad_factor(plan, module, B[i], A[i])
     ranks = tuple(member.module.rank for member in first.members)
     weights = tuple(member.weight for member in first.members)
     return Stack(B, A, coefficients, ranks, weights)
 
 
-def _name_the_bad_factor(plan: Plan, module: PlannedModule, B: Tensor, A: Tensor) -> None:
-    """Raise for the first factor with NaN or Inf; a finite sum may overflow without one."""
-    ranks = [member.module.rank for member in module.members]
-    for member, b, a in zip(module.members, B.split(ranks, 1), A.split(ranks, 0), strict=True):
-        for key, factor in ((member.module.key_a, a), (member.module.key_b, b)):
-            if not bool(torch.isfinite(factor).all()):
-                path = plan.adapters[member.adapter].weights_path
-                raise InvalidAdapterError(
-                    f"{path}: tensor '{key}' holds NaN or Inf",
-                    hint="the training run diverged or the file is damaged; leave it out",
-                )
+def _name_the_bad_factor(plan: Plan, batch: Sequence[PlannedModule], stack: Stack) -> None:
+    """Raise InvalidAdapterError for the first factor that holds NaN or Inf, if one does."""
+    for i, module in enumerate(batch):
+        parts = zip(
+            module.members, stack.split(stack.B[i], 1), stack.split(stack.A[i], 0), strict=True
+        )
+        for member, B, A in parts:
+            for key, factor in ((member.module.key_a, A), (member.module.key_b, B)):
+                if not bool(torch.isfinite(factor).all()):
+                    path = plan.adapters[member.adapter].weights_path
+                    raise InvalidAdapterError(
+                        f"{path}: tensor '{key}' holds NaN or Inf",
+                        hint="the training run diverged or the file is damaged; leave it out",
+                    )

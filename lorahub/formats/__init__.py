@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
-from lorahub.adapter import AdapterInfo, Module
+from lorahub.adapter import AdapterInfo, Module, canonical_base
 from lorahub.errors import InvalidAdapterError, UnsupportedAdapterError
 from lorahub.formats import card, foreign, peft
 from lorahub.formats.pickled import convert_pickle, find_pickle
 from lorahub.formats.safetensors import Header, read_header
 
 __all__ = ["convert_pickle", "find_pickle", "find_weights", "inspect", "peft"]
+
+_CHUNK = 1 << 20
 
 
 def inspect(folder: Path) -> AdapterInfo:
@@ -25,7 +29,10 @@ def inspect(folder: Path) -> AdapterInfo:
         InvalidAdapterError: No adapter, or a damaged or hostile one.
         UnsupportedAdapterError: Weights that only unpickling could read.
     """
-    weights = find_weights(folder)
+    try:
+        weights = find_weights(folder)
+    except OSError as error:
+        raise InvalidAdapterError(f"{folder}: cannot be read ({error.strerror})") from error
     header = read_header(weights)
     config, config_sha256 = peft.read_config(folder)
     if peft.is_peft(header, config):
@@ -42,7 +49,7 @@ def inspect(folder: Path) -> AdapterInfo:
         info,
         modules=modules,
         warnings=info.warnings + _untrained(modules, silent),
-        base_model=info.base_model or metadata.base_model,
+        base_model=_base_model(info.base_model, metadata.base_model),
         weights_bytes=weights.stat().st_size,
         weights_sha256=file_hash,
         config_sha256=config_sha256,
@@ -73,12 +80,10 @@ def find_weights(folder: Path) -> Path:
             f"({found[0].name}, {found[1].name} ...)",
             hint="keep one adapter per folder",
         )
-    pickles = sorted(
-        p for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"} and p.is_file()
-    )
-    if pickles:
+    pickled = find_pickle(folder)
+    if pickled:
         raise UnsupportedAdapterError(
-            f"{pickles[0]}: is a pickle, which can run code when it is loaded",
+            f"{pickled}: is a pickle, which can run code when it is loaded",
             hint="if you trust its author: `lorahub pull --allow-pickle`, which reads plain "
             "tensors only and converts them to safetensors",
         )
@@ -98,20 +103,36 @@ def _hash(path: Path, header: Header) -> tuple[str, dict[str, str], set[str]]:
     hashes: dict[str, str] = {}
     silent: set[str] = set()
     whole = hashlib.sha256()
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        memoryview(data) as view,
-    ):
-        end = min((e.start for e in header.tensors.values()), default=len(view))
-        whole.update(view[:end])
-        for name, entry in header.tensors.items():
-            with view[entry.start : entry.stop] as part:
-                whole.update(part)
-                hashes[name] = hashlib.sha256(part).hexdigest()
-                if not any(part[:64]) and not any(part):
+    try:
+        with path.open("rb") as file:
+            data_start = min((e.start for e in header.tensors.values()), default=None)
+            for chunk in _chunks(path, file, data_start):
+                whole.update(chunk)
+            for name, entry in header.tensors.items():
+                part, zero = hashlib.sha256(), True
+                for chunk in _chunks(path, file, entry.stop - entry.start):
+                    whole.update(chunk)
+                    part.update(chunk)
+                    zero = zero and chunk.count(0) == len(chunk)
+                hashes[name] = part.hexdigest()
+                if zero:
                     silent.add(name)
+    except OSError as error:
+        raise InvalidAdapterError(f"{path}: cannot be read ({error.strerror})") from error
     return whole.hexdigest(), hashes, silent
+
+
+def _chunks(path: Path, file: BinaryIO, size: int | None) -> Iterator[bytes]:
+    """The next ``size`` bytes of ``file``, or all that are left, in pieces that fit a cache."""
+    left = sys.maxsize if size is None else size
+    while left > 0:
+        chunk = file.read(min(left, _CHUNK))
+        if not chunk and size is None:
+            return
+        if not chunk:
+            raise InvalidAdapterError(f"{path}: changed while it was read", hint="try again")
+        left -= len(chunk)
+        yield chunk
 
 
 def _untrained(modules: tuple[Module, ...], silent: set[str]) -> tuple[str, ...]:
@@ -119,5 +140,10 @@ def _untrained(modules: tuple[Module, ...], silent: set[str]) -> tuple[str, ...]
     if not zero:
         return ()
     if len(zero) == len(modules):
-        return ("all deltas are zero: the adapter was never trained",)
+        return ("all deltas are zero: it changes nothing, as before any training",)
     return (f"{len(zero)} of {len(modules)} modules have a zero delta (first: {zero[0]})",)
+
+
+def _base_model(config: str | None, card: str | None) -> str | None:
+    """The base model's name: the config's, unless only the card's means something elsewhere."""
+    return card if card and canonical_base(config) is None else config

@@ -10,14 +10,19 @@ from typing import Any
 from lorahub.adapter import AdapterInfo, Refusal
 from lorahub.errors import InvalidAdapterError
 from lorahub.formats.safetensors import Header
+from lorahub.formats.text import printable, shown
 
-_KEYS: tuple[tuple[str, str, re.Pattern[str]], ...] = (
-    ("lycoris", "a LyCORIS LoKr/LoHa", re.compile(r"\.(lokr_w|hada_w)\d")),
-    ("kohya", "a kohya LoRA", re.compile(r"^lora_(unet|te\d?)_.*\.lora_(down|up)\.")),
-    ("diffusers", "a diffusers LoRA", re.compile(r"(processor\.|_lora\.(down|up)\.|\.lora\.up)")),
+# Label, what it is, and a tensor name that only it has. The first that matches counts.
+_FORMATS: tuple[tuple[str, str, re.Pattern[str]], ...] = (
+    ("lycoris", "a LyCORIS LoKr or LoHa", re.compile(r"\.(lokr_w|hada_w)\d")),
+    ("kohya", "a kohya LoRA", re.compile(r"^lora_(unet|te\d?|transformer)_.*\.lora_(down|up)\.")),
+    ("diffusers", "a diffusers LoRA", re.compile(r"processor\.|_lora\.(down|up)\.|\.lora\.up")),
+    ("diffusers", "a diffusers LoRA", re.compile(r"\.lora_[AB]\.")),
     ("cloneofsimo", "a cloneofsimo LoRA", re.compile(r"^(unet|text_encoder):\d+:(up|down)$")),
     ("mlx", "an MLX LoRA", re.compile(r"\.lora_[ab]$")),
-    ("raw", "a LoRA with private key names (w_a, w_b)", re.compile(r"^w_[ab]_\d+$")),
+    ("raw", "a LoRA with private tensor names (w_a, w_b)", re.compile(r"^w_[ab]_\d+$")),
+    ("bottleneck", "a bottleneck adapter, no LoRA", re.compile(r"\badapter_(down|up)\.")),
+    ("prompt", "a trained prompt or prefix, no LoRA", re.compile(r"^prompt_(encoder|embedding)")),
 )
 
 
@@ -28,12 +33,12 @@ def inspect(weights: Path, header: Header, config: Mapping[str, Any]) -> Adapter
         InvalidAdapterError: No known kind of adapter.
     """
     peft_type = config.get("peft_type")
-    if isinstance(peft_type, str) and peft_type.upper() != "LORA":
-        label, text = "peft", f"it is a PEFT {peft_type} adapter, which is not supported"
-        return _info(weights, label, peft_type.upper(), config, Refusal("peft_type", text))
-    for label, what, pattern in _KEYS:
+    if isinstance(peft_type, str) and peft_type.upper() not in ("", "LORA"):
+        reason = Refusal("peft_type", f"it is a PEFT {shown(peft_type)} adapter, not a LoRA")
+        return _info(weights, "peft", shown(peft_type.upper()), config, reason)
+    for label, what, pattern in _FORMATS:
         if any(pattern.search(name) for name in header.tensors):
-            text = f"it is {what} ({label} key names), which is not supported"
+            text = f"it is {what}; only PEFT LoRA adapters can be merged"
             return _info(weights, label, None, config, Refusal("format", text))
     raise InvalidAdapterError(
         f"{weights}: is not a LoRA adapter: no lora_A/lora_B tensors among its "
@@ -49,13 +54,11 @@ def _info(
     config: Mapping[str, Any],
     refusal: Refusal,
 ) -> AdapterInfo:
-    base = config.get("base_model_name_or_path") or config.get("model")
-    task = config.get("task_type")
     return AdapterInfo(
         format=label,
         peft_type=peft_type,
-        base_model=base if isinstance(base, str) else None,
-        task_type=task if isinstance(task, str) else None,
+        base_model=printable(config.get("base_model_name_or_path") or config.get("model")),
+        task_type=printable(config.get("task_type")),
         modules=(),
         refusals=(refusal,),
         warnings=(),

@@ -1,4 +1,4 @@
-"""safetensors files: validated headers, memory-mapped factors, and a streaming writer.
+"""safetensors files: validated headers, factors read one by one, and a streaming writer.
 
 The layout is public: 8 bytes little-endian header length, a JSON header, then the tensors'
 bytes without gaps (https://huggingface.co/docs/safetensors). The header is parsed here rather
@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import mmap
 import os
 import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import local
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,11 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
+            if prefix == b"version " and file.read(16).startswith(b"https://git-lfs"):
+                raise InvalidAdapterError(
+                    f"{path}: is a git LFS pointer, not the file itself",
+                    hint="run `git lfs pull` there",
+                )
             if len(prefix) < 8:
                 raise _bad(path, f"is only {size} bytes long, too short for a safetensors header")
             length = int(struct.unpack("<Q", prefix)[0])
@@ -81,10 +86,13 @@ def _parse(path: Path, raw: bytes, data_bytes: int, data_start: int) -> Header:
     if not raw.startswith(b"{"):
         raise _bad(path, "has a header that is not a JSON object; not a safetensors file")
     try:
-        body = json.loads(raw, object_pairs_hook=lambda pairs: _unique(path, pairs))
+        # Decoded here: given bytes, json would also take UTF-16 and UTF-32.
+        body = json.loads(raw.decode(), object_pairs_hook=lambda pairs: _unique(path, pairs))
     except (ValueError, RecursionError) as error:
         raise _bad(path, f"has a header that is not JSON ({error})") from error
-    metadata = body.pop("__metadata__", None) or {}
+    metadata = body.pop("__metadata__", None)
+    if metadata is None:
+        metadata = {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _bad(path, "has a __metadata__ that is not a map of strings")
     entries = {name: _entry(path, name, value, data_start) for name, value in body.items()}
@@ -104,12 +112,14 @@ def _parse(path: Path, raw: bytes, data_bytes: int, data_start: int) -> Header:
 
 
 def _entry(path: Path, name: str, value: object, data_start: int) -> TensorEntry:
+    if not name.isprintable():  # would reach terminals, and half a surrogate pair no file
+        raise _bad(path, f"has a tensor name with control characters, {name[:80]!r}")
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise _bad(path, f"tensor '{name}' needs exactly dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BITS:
         raise _bad(path, f"tensor '{name}' has an unknown dtype {dtype!r}")
-    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+    if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2 and len(shape) <= 64):
         raise _bad(path, f"tensor '{name}' has a malformed shape or data_offsets")
     start, stop = offsets
     bits = math.prod(shape) * _BITS[dtype]
@@ -123,7 +133,7 @@ def _entry(path: Path, name: str, value: object, data_start: int) -> TensorEntry
 
 
 def _naturals(value: object) -> bool:
-    return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in value)
 
 
 def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -141,44 +151,59 @@ def _bad(path: Path, what: str) -> InvalidAdapterError:
 
 
 class TensorFile:
-    """A memory-mapped safetensors file whose tensors are read one by one.
+    """An open safetensors file whose tensors are read one by one, from any thread.
 
-    Pages are handed back to the system after each read, so that resident memory does not grow
-    with the file.
+    Tensors are read at their offsets into a buffer per thread that is used again, not mapped:
+    resident memory then does not grow with the file, workers do not contend for the page
+    tables, and a file that shrinks meanwhile is an error instead of a SIGBUS.
     """
 
     def __init__(self, path: Path) -> None:
-        """Map ``path``.
+        """Open ``path``.
 
         Raises:
             InvalidAdapterError: As `read_header`.
         """
         self.path = path
         self.header = read_header(path)
-        with path.open("rb") as file:
-            # A private mapping: torch.frombuffer wants writable memory, nobody writes to it.
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._file = path.open("rb", buffering=0)
 
     def read_into(self, name: str, out: Tensor) -> None:
-        """Copy tensor ``name`` into ``out`` (same shape, any strides), converting the dtype."""
+        """Copy tensor ``name`` into ``out`` (same shape, any strides), converting the dtype.
+
+        Raises:
+            InvalidAdapterError: The file became shorter than its header says.
+        """
         import torch
 
         entry = self.header.tensors[name]
-        view = torch.frombuffer(
-            self._map,
-            dtype=torch_dtype(entry.dtype),
-            count=math.prod(entry.shape),
-            offset=entry.start,
-        )
-        out.copy_(view.view(entry.shape))
-        del view
-        start = entry.start - entry.start % mmap.PAGESIZE
-        if hasattr(self._map, "madvise"):
-            self._map.madvise(mmap.MADV_DONTNEED, start, entry.stop - start)
+        size = entry.stop - entry.start
+        if len(_scratch.buffer) < size:
+            _scratch.buffer = bytearray(size)
+        with memoryview(_scratch.buffer)[:size] as view:
+            done = 0
+            while done < size:
+                count = os.preadv(self._file.fileno(), [view[done:]], entry.start + done)
+                if count == 0:
+                    raise _bad(self.path, f"became shorter while tensor '{name}' was read")
+                done += count
+        dtype = torch_dtype(entry.dtype)
+        data = torch.frombuffer(_scratch.buffer, dtype=dtype, count=math.prod(entry.shape))
+        out.copy_(data.view(entry.shape))
 
     def close(self) -> None:
-        """Unmap the file."""
-        self._map.close()
+        """Close the file."""
+        self._file.close()
+
+
+class _Scratch(local):
+    """One read buffer per thread."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray(0)
+
+
+_scratch = _Scratch()
 
 
 def torch_dtype(name: str) -> Any:  # noqa: ANN401 - torch.dtype, without importing torch here

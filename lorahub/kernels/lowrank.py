@@ -86,12 +86,16 @@ def _by_gram(stack: Stack, k: int) -> tuple[Tensor, Tensor, Tensor] | None:
     correlation.diagonal(dim1=-2, dim2=-1).copy_(torch.ones_like(norms))
     L, failed = torch.linalg.cholesky_ex(correlation)
     pivots = L.diagonal(dim1=-2, dim2=-1)
-    if bool(failed.any()) or bool((pivots < _SMALLEST_PIVOT).any()):
+    # Written so that NaN pivots, from NaN in the factors, also leave this path.
+    if bool(failed.any()) or not bool((pivots >= _SMALLEST_PIVOT).all()):
         return None
     weights = stack.coefficients * norms
     # LᵀC: the core's left part; C A Aᵀ C in the middle.
     left = L.mT * weights[:, None, :]
-    values, vectors = torch.linalg.eigh(left @ _gram(stack.A) @ left.mT)
+    core = left @ _gram(stack.A) @ left.mT
+    if not bool(torch.isfinite(core).all()):
+        return None
+    values, vectors = torch.linalg.eigh(core)
     sigma = values.flip(-1).clamp_min(0).sqrt()
     V = vectors.flip(-1)[:, :, :k]
     root = sigma[:, :k].sqrt()

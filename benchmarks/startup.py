@@ -1,0 +1,60 @@
+"""Cold starts: `lorahub --help`, and `lorahub ls` over 10,000 adapters."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from sqlalchemy import insert, select, text
+
+from lorahub import formats
+from lorahub.adapter import Adapter, Origin, Source
+from store import Catalog
+from store.models import AdapterRow
+
+COUNT = 10_000
+EXAMPLE = Path(__file__).parent.parent / "examples" / "adapters" / "packages"
+
+
+def main() -> None:
+    """Print the median wall seconds of nine processes each."""
+    with tempfile.TemporaryDirectory() as home:
+        _fill(Path(home))
+        env = {**os.environ, "LORAHUB_HOME": home}
+        for words in (["--help"], ["version"], ["ls"], ["search", "packages"]):
+            times = []
+            for _ in range(10):
+                start = time.perf_counter()
+                subprocess.run(
+                    [str(Path(sys.executable).parent / "lorahub"), *words],
+                    check=True, capture_output=True, env=env,
+                )  # fmt: skip
+                times.append(time.perf_counter() - start)
+            print(f"lorahub {' '.join(words):18s} {statistics.median(times[1:]):.3f} s")
+
+
+def _fill(home: Path) -> None:
+    """A catalog of 10,000 rows that differ in name: one is real, the others copy it."""
+    with Catalog.open(home / "catalog.db") as catalog:
+        info = formats.inspect(EXAMPLE)
+        catalog.add(Adapter("packages", Origin(Source.FOLDER, EXAMPLE), info))
+        with catalog._write() as connection:
+            columns = [c for c in AdapterRow.__table__.columns if c.name != "id"]
+            row = dict(connection.execute(select(*columns)).mappings().one())
+            rows = [{**row, "name": f"adapter-{i:05d}"} for i in range(COUNT)]
+            connection.execute(insert(AdapterRow), rows)
+            connection.execute(
+                text(
+                    "INSERT INTO adapters_fts (rowid, name, base, tags, targets, card) "
+                    "SELECT id, name, base_model, '', '', card FROM adapters WHERE id > 1"
+                )
+            )
+
+
+if __name__ == "__main__":
+    main()

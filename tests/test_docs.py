@@ -1,0 +1,81 @@
+"""The documents say what the code does, and the package holds what it should."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from docs.make_cli import commands, render
+from lorahub.cli.main import app
+from lorahub.methods.registry import methods
+from tests.conftest import ROOT
+from tests.test_cli import call
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_cli_document_is_current() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text()
+    assert text == render(), "run `python -m docs.make_cli`"
+    for verb in ("pull", "ls", "search", "show", "rm", "compare", "merge", "verify", "export",
+                 "push", "methods", "config path", "db check", "version"):  # fmt: skip
+        assert f"lorahub {verb}" in {name for name, _ in commands(app)}
+
+
+def test_readme_names_every_method() -> None:
+    assert set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)) == set(methods())
+
+
+def test_readme_python_runs(home: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1e-5
+
+
+def test_recipe_of_the_document_is_one(tmp_path: Path) -> None:
+    from lorahub.recipe import load_recipe
+
+    document = (ROOT / "docs" / "recipes.md").read_text()
+    (text,) = re.findall(r"```yaml\n(.*?)```", document, re.DOTALL)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    recipe = load_recipe(path)
+    assert recipe.sources[1].adapter == str(tmp_path / "my-adapter")
+
+
+def test_readme_commands_parse(home: Path) -> None:
+    blocks = "".join(re.findall(r"```\n(.*?)```", README, re.DOTALL))
+    verbs = set(re.findall(r"^lorahub (\w+)", blocks, re.MULTILINE))
+    assert {"pull", "merge", "push"} <= verbs
+    for verb in verbs:
+        assert call(verb, "--help").returncode == 0
+
+
+def test_wheel_holds_the_three_packages_and_the_migrations(tmp_path: Path) -> None:
+    hatchling = pytest.importorskip("hatchling.builders.wheel")
+    builder = hatchling.WheelBuilder(str(ROOT))
+    (path,) = builder.build(directory=str(tmp_path), versions=["standard"])
+    names = set(zipfile.ZipFile(path).namelist())
+    tops = {n.split("/")[0] for n in names}
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert tops == {"lorahub", "store", "tui", f"lorahub_kit-{version}.dist-info"}
+    assert "lorahub/migrations/versions/0001_first_schema.py" in names
+
+
+def test_a_shadowing_store_is_named(tmp_path: Path) -> None:
+    (tmp_path / "store.py").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-c", "import lorahub"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "store.py' hides it" in done.stderr
