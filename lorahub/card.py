@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import PurePosixPath, PureWindowsPath
+from urllib.parse import quote
 
 import yaml
 
@@ -30,40 +32,64 @@ def common_license(record: Record) -> str | None:
 
 def _metadata(record: Record) -> str:
     data: dict[str, object] = {"library_name": "peft"}
-    if record.base_model:
+    if _is_repo_id(record.base_model):
         data["base_model"] = record.base_model
         data["base_model_relation"] = "merge"
     license_name = common_license(record)
     if license_name:
-        data["license"] = license_name
+        data["license"] = " ".join(license_name.split())[:100]
     data["tags"] = ["lora", "peft", "merge", "lorahub"]
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
+def _is_repo_id(name: str | None) -> bool:
+    """Whether a model is named by a Hub id; anything else may be somebody's local path."""
+    return bool(name and re.fullmatch(r"[a-zA-Z0-9][\w.-]*(/[\w.-]+)?", name, re.ASCII))
+
+
 def _plain(text: str) -> str:
     """Foreign text that can break out of neither a table cell nor a paragraph."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))[:200]
+    # Cut first: a cut behind an escaping backslash would escape what follows the text.
+    short = " ".join(text.split())[:200]
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", "".join(c for c in short if c.isprintable()))
+
+
+def _code(text: str) -> str:
+    """Foreign text that can stand between backticks, also in a table."""
+    return re.sub(r"[^\w./+-]", "_", text)[:200]
+
+
+def _last_part(path: str) -> str:
+    """The name at the end of an absolute path of any system; other text as it is."""
+    if PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute():
+        return PureWindowsPath(path).name
+    return path
 
 
 def _parent_cell(parent: Parent) -> str:
     if parent.repo_id and parent.revision:
         host = (parent.endpoint or "https://huggingface.co").rstrip("/")
-        url = f"{host}/{parent.repo_id}/tree/{parent.revision}"
-        return f"[{_plain(parent.repo_id)}]({url}) at `{parent.revision[:12]}`"
-    return _plain(parent.reference)
+        url = quote(f"{host}/{parent.repo_id}/tree/{parent.revision}", safe=":/")
+        return f"[{_plain(parent.repo_id)}]({url}) at `{_code(parent.revision[:12])}`"
+    return _plain(_last_part(parent.reference))
 
 
 def _body(record: Record, name: str, targets: Sequence[str], paper: str) -> str:
     check = record.verification
-    base = f"`{record.base_model}`" if record.base_model else "its base model"
+    public = record.base_model if _is_repo_id(record.base_model) else None
+    base = (
+        f"`{public}`" if public else _plain(_last_part(record.base_model or "")) or "its base model"
+    )
     rows = "\n".join(
         f"| {_parent_cell(p)} | {p.weight:g} | {_plain(p.license or 'not stated')} | {kept:.1%} |"
         for p, kept in zip(record.parents, check.retained, strict=True)
     )
-    parameters = ", ".join(f"{k} = {v}" for k, v in record.parameters.items() if v is not None)
+    parameters = ", ".join(
+        _plain(f"{k} = {v}") for k, v in record.parameters.items() if v is not None
+    )
     notes = "".join(f"\n- {_plain(note)}" for note in record.notes)
     notes = f"\n## Notes\n{notes}\n" if notes else ""
-    base_id = record.base_model or "BASE_MODEL"
+    base_id = public or "BASE_MODEL"
     return f"""# {_plain(name)}
 
 A LoRA adapter for {base}, merged from {len(record.parents)} adapters with
@@ -80,7 +106,7 @@ A LoRA adapter for {base}, merged from {len(record.parents)} adapters with
 
 ## How
 
-Method `{record.method}` ({_plain(paper)}), {parameters or "no parameters"}, scale
+Method `{_code(record.method)}` ({_plain(paper)}), {parameters or "no parameters"}, scale
 {record.scale:g}, seed {record.seed}, written as {record.dtype}. To make it again:
 
 ```
@@ -94,7 +120,7 @@ Recomputed from the sources in float64 by another path than the merge's own.
 | figure | value |
 |---|---|
 | distance from the method's definition | {check.error:.1e} |
-| worst module | {check.worst_error:.1e} (`{check.worst_module}`) |
+| worst module | {check.worst_error:.1e} (`{_code(check.worst_module)}`) |
 | allowed for {record.dtype} | {check.tolerance:.1e} |
 | distance from the exact weighted sum | {check.truncation:.1%} |
 {notes}

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -181,14 +183,31 @@ class Hub:
         )
 
     def _download(self, snapshot: Snapshot, file: RemoteFile, *, force: bool) -> Path:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import (
+            get_hf_file_metadata,
+            hf_hub_download,
+            hf_hub_url,
+            try_to_load_from_cache,
+        )
+
+        repo_id, name, revision = snapshot.repo_id, file.name, snapshot.revision
 
         def ask() -> str:
+            if force or not isinstance(
+                try_to_load_from_cache(repo_id, name, revision=revision), str
+            ):
+                # The download would ask a Hub that is down again and again for 24 seconds.
+                get_hf_file_metadata(
+                    hf_hub_url(repo_id, name, revision=revision, endpoint=self.endpoint),
+                    token=self.token,
+                    timeout=TIMEOUT_SECONDS,
+                    endpoint=self.endpoint,
+                )
             return str(
                 hf_hub_download(
-                    snapshot.repo_id,
-                    file.name,
-                    revision=snapshot.revision,
+                    repo_id,
+                    name,
+                    revision=revision,
                     endpoint=self.endpoint,
                     token=self.token,
                     force_download=force,
@@ -196,7 +215,7 @@ class Hub:
                 )
             )
 
-        with self._translated(f"{snapshot.repo_id}/{file.name}"):
+        with self._translated(f"{repo_id}/{name}"):
             return Path(_with_retries(ask))
 
     def push(
@@ -234,6 +253,8 @@ class Hub:
         with self._translated(repo_id):
             api.whoami()
         head = self._head(repo_id)
+        if private and head is not None:
+            self._require_private(api, repo_id)
         changed = head is None or any(not _already(head, f) for f in files)
         url = f"{api.endpoint}/{repo_id}"
         if dry_run or (head is not None and not changed):
@@ -243,8 +264,8 @@ class Hub:
             with self._translated(repo_id):
                 api.create_repo(repo_id, private=private, exist_ok=True)
             head = self.resolve(repo_id)
-        if private:
-            self._require_private(api, repo_id)
+            if private:
+                self._require_private(api, repo_id)
         return self._commit(api, files, head, url, message, create_pr=create_pr)
 
     def _head(self, repo_id: str) -> Snapshot | None:
@@ -288,6 +309,10 @@ class Hub:
                     create_pr=create_pr,
                     parent_commit=head.revision,
                 )
+        except KeyError:
+            if not create_pr:
+                raise
+            raise _no_pull_request(head.repo_id, "an unnamed commit") from None
         except (NetworkError, ConflictError):
             now = self._head(head.repo_id)
             if create_pr or now is None or not all(_already(now, f) for f in files):
@@ -295,11 +320,7 @@ class Hub:
             # The answer was lost, the commit was not.
             return Pushed(head.repo_id, url, now.revision, None, True, names, sizes)
         if create_pr and not commit.pr_url:
-            raise ConflictError(
-                f"{head.repo_id}: the Hub ignored the pull request and committed to main "
-                f"({commit.oid})",
-                hint="revert that commit there if it was not wanted",
-            )
+            raise _no_pull_request(head.repo_id, commit.oid)
         return Pushed(head.repo_id, url, commit.oid, commit.pr_url, True, names, sizes)
 
     @contextmanager
@@ -330,7 +351,7 @@ def safe_name(name: str, repo_id: str) -> str:
         any(part in {"", ".", ".."} for part in parts)
         or "\\" in name
         or ":" in parts[0]
-        or any(ord(c) < 32 for c in name)
+        or any(unicodedata.category(c) == "Cc" for c in name)
     ):
         raise InvalidAdapterError(
             f"{repo_id}: file name {name!r} would leave its folder; nothing was fetched",
@@ -354,6 +375,13 @@ def _wanted(snapshot: Snapshot, *, all_files: bool, allow_pickle: bool) -> list[
     ]
     card_only = {"README.md", "LICENSE"}
     return chosen if any(f.name not in card_only for f in chosen) else []
+
+
+def _no_pull_request(repo_id: str, commit: str) -> ConflictError:
+    return ConflictError(
+        f"{repo_id}: the Hub ignored the pull request and committed to main ({commit})",
+        hint="revert that commit there if it was not wanted",
+    )
 
 
 def _matches(path: Path, file: RemoteFile) -> bool:
@@ -381,11 +409,16 @@ def _with_retries(ask: Callable[[], T]) -> T:
     """Repeat a read that failed for a passing reason, waiting as the Hub asks, at most 20 s."""
     import time
 
+    import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
     for attempt in range(_READ_TRIES):
         try:
             return ask()
+        except (httpx2.RemoteProtocolError, httpx2.ReadError):
+            if attempt == _READ_TRIES - 1:
+                raise
+            time.sleep(0.2 * 2**attempt)
         except HfHubHTTPError as error:
             status = error.response.status_code
             if status not in {429, 500, 502, 503, 504} or attempt == _READ_TRIES - 1:
@@ -420,14 +453,44 @@ def _translate(error: Exception, what: str) -> LorahubError | None:
             f"{what} does not exist, or is private and this token may not see it",
             hint=f"check the spelling; for a private one {login}",
         )
-    if isinstance(error, hf.OfflineModeIsEnabled | hf.LocalEntryNotFoundError | httpx2.HTTPError):
-        return NetworkError(
-            f"{what}: the Hub cannot be reached", hint="check the connection and try again"
-        )
+    cause = error.__cause__
+    wraps = isinstance(error, hf.LocalEntryNotFoundError | RuntimeError)
+    if wraps and isinstance(cause, hf.HfHubHTTPError):
+        return _translate(cause, what)  # the client hides a refused file or upload behind these
+    if isinstance(error, hf.LocalEntryNotFoundError | RuntimeError | hf.OfflineModeIsEnabled):
+        return _unreachable(what)
     if isinstance(error, hf.HfHubHTTPError):
+        # Before its base class, which is httpx2's.
         return _translate_status(error, what, login)
+    if isinstance(error, httpx2.HTTPError):
+        return _unreachable(what)
+    return _translate_plain(error, what)
+
+
+def _unreachable(what: str) -> NetworkError:
+    return NetworkError(
+        f"{what}: the Hub cannot be reached", hint="check the connection and try again"
+    )
+
+
+def _translate_plain(error: Exception, what: str) -> LorahubError | None:
+    """For what the client lets through of Python's own errors."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, json.JSONDecodeError):
+        return NetworkError(
+            f"{what}: the answer is not one of a Hub",
+            hint="check the endpoint, and that no login page stands in between",
+        )
+    if isinstance(error, ValueError) and isinstance(error.__cause__, HfHubHTTPError):
+        return InvalidAdapterError(
+            f"{what}: the Hub does not accept the metadata of README.md",
+            hint="correct the block between the --- lines at its top",
+        )
     if isinstance(error, ConnectionError | TimeoutError):
         return NetworkError(f"{what}: the connection failed", hint="try again")
+    if isinstance(error, OSError) and error.errno is None:
+        return NetworkError(f"{what}: the file arrived incomplete", hint="try again")
     if isinstance(error, OSError):
         return StorageError(
             f"{what}: the Hub's cache cannot be written ({error.strerror})",

@@ -21,7 +21,13 @@ from lorahub import formats
 from lorahub.adapter import AdapterInfo, ModuleKind
 from lorahub.errors import InvalidAdapterError, UnsupportedAdapterError
 from lorahub.formats import peft
-from lorahub.formats.safetensors import Header, TensorEntry
+from lorahub.formats.safetensors import (
+    Header,
+    TensorEntry,
+    TensorFile,
+    Writer,
+    read_header,
+)
 from tests.conftest import write_adapter
 
 P = "base_model.model."
@@ -614,6 +620,60 @@ def test_any_config_is_read_or_refused_in_words(config: dict[str, Any]) -> None:
     assert all(text.isprintable() for text in info.warnings)
     assert all(refusal.message.isprintable() for refusal in info.refusals)
     assert (info.base_model or "x").isprintable()
+
+
+# --- writing ---
+
+
+def test_the_writer_gives_the_same_bytes_every_time(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(4, 6, generator=generator) for name in ("q", "é.k", "empty")}
+    tensors["empty"] = torch.empty(0, 6)
+    digests = []
+    for name in ("one", "two"):
+        with Writer(tmp_path / name, header_room=1001) as writer:
+            digests.append([writer.write(key, t, "BF16") for key, t in tensors.items()])
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert digests[0] == digests[1]
+    header, raw = read_header(tmp_path / "one"), (tmp_path / "one").read_bytes()
+    assert [
+        hashlib.sha256(raw[entry.start : entry.stop]).hexdigest()
+        for entry in (header.tensors[key] for key in tensors)
+    ] == digests[0]
+    # Readers that map the file want tensors aligned.
+    assert min(entry.start for entry in header.tensors.values()) % 8 == 0
+    read = load_file(tmp_path / "one")
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[key], t.bfloat16()) for key, t in tensors.items())
+
+
+def test_the_writer_never_overwrites_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    path.write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        Writer(path, header_room=100)
+    assert path.read_bytes() == b"mine"
+
+
+def test_a_header_without_room_leaves_no_valid_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with pytest.raises(AssertionError, match="header_room"), Writer(path, header_room=8) as writer:
+        writer.write("x", torch.ones(2, 3), "F32")
+    with pytest.raises(InvalidAdapterError):
+        read_header(path)
+
+
+def test_a_file_that_shrinks_while_open_is_an_error_that_names_the_tensor(tmp_path: Path) -> None:
+    write(tmp_path, factors("q"))
+    path = tmp_path / "adapter_model.safetensors"
+    reader = TensorFile(path)
+    name, entry = list(reader.header.tensors.items())[-1]
+    os.truncate(path, entry.stop - 1)
+    with pytest.raises(InvalidAdapterError, match="became shorter") as caught:
+        reader.read_into(name, torch.empty(entry.shape))
+    reader.close()
+    assert str(path) in caught.value.message
+    assert name in caught.value.message
 
 
 # --- cards ---
