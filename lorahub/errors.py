@@ -121,6 +121,12 @@ class StorageError(LorahubError):
     code = "storage"
 
 
+class ResourceError(LorahubError):
+    """Memory ran out: merge fewer adapters at a time, or on the CPU."""
+
+    code = "resource"
+
+
 class IntegrityError(LorahubError):
     """Bytes are not those that were recorded: fetch or merge again."""
 

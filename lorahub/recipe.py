@@ -53,6 +53,9 @@ class Recipe(_Strict):
     sources: Annotated[tuple[SourceSpec, ...], Field(min_length=1)]
     parameters: dict[str, Any] = Field(default_factory=dict)
     scale: Annotated[float | None, Field(allow_inf_nan=False)] = None
+    normalize: bool | None = None
+    allocate: Literal["welore", "energy", "relative", "uniform"] | None = None
+    budget: str | float | None = None
     dtype: Literal["F32", "F16", "BF16"] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     base: str | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ class Parent:
         reference: Catalog name at the time of the merge; for the Hub ``owner/name@commit``.
         content_hash: sha256 identity of the adapter (config and weights).
         weight: The weight it was merged with.
+        factor: What it was multiplied by to give all adapters the same norm; 1 where they were
+            not normalised.
         repo_id: ``owner/name`` when it came from the Hub, else None.
         revision: Commit (40 hex) when it came from the Hub, else None.
         endpoint: Hub endpoint when it is not the default one, else None.
@@ -35,6 +37,7 @@ class Parent:
     reference: str
     content_hash: str
     weight: float
+    factor: float = 1.0
     repo_id: str | None = None
     revision: str | None = None
     endpoint: str | None = None
@@ -79,6 +82,9 @@ class Record:
         method: Name of the method.
         parameters: The method's parameters, defaults included.
         scale: Factor the merged delta was multiplied by.
+        normalize: Whether all adapters were given the same norm first.
+        allocate: Rule that distributed the budget over the modules, or None without one.
+        budget: Most parameters the result was allowed, or None.
         seed: Seed of all random choices.
         dtype: safetensors dtype name of the written factors.
         base_model: Base model of the result, or None where its name is not known.
@@ -88,6 +94,7 @@ class Record:
         weights_sha256: sha256 (hex) of the weights file.
         verification: How far the result is from its definition.
         notes: What the method or the plan wanted remembered (e.g. partially shared modules).
+        reports: By module name, what the method reported of it (e.g. clusters); may be empty.
     """
 
     digest: str
@@ -95,6 +102,9 @@ class Record:
     method: str
     parameters: Mapping[str, Any]
     scale: float
+    normalize: bool
+    allocate: str | None
+    budget: int | None
     seed: int
     dtype: str
     base_model: str | None
@@ -104,6 +114,7 @@ class Record:
     weights_sha256: str
     verification: Verification
     notes: tuple[str, ...] = ()
+    reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The text of ``lorahub.json``."""

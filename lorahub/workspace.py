@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from store import AdapterFilter, AdapterSummary, Catalog, ParentLink, RunDraft
 if TYPE_CHECKING:
     from lorahub.engine.compare import Comparison
     from lorahub.engine.plan import Plan
+    from lorahub.engine.run import MergedModule
     from lorahub.hub import Hub, Pushed
     from lorahub.recipe import Recipe
 
@@ -328,6 +330,9 @@ class Workspace:
             method,
             recipe.parameters,
             scale=recipe.scale,
+            normalize=recipe.normalize,
+            allocate=recipe.allocate,
+            budget=recipe.budget,
             dtype=recipe.dtype,
             seed=recipe.seed,
             base_model=recipe.base,
@@ -458,8 +463,10 @@ class Workspace:
         from lorahub.engine.verify import verify
 
         weights = folder / _WEIGHTS
-        merged = run(plan, weights, device=device, workers=workers, listener=listener)
-        ranks = {m.name: m.rank for m in merged}
+        done = run(plan, weights, device=device, workers=workers, listener=listener)
+        plan = done.plan
+        ranks = {m.name: m.rank for m in done.modules}
+        reports = {m.name: m.report for m in done.modules if m.report}
         config = formats.peft.config_for(
             ranks,
             base_model=plan.base_model,
@@ -469,7 +476,9 @@ class Workspace:
         )
         (folder / formats.peft.CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
         info = formats.inspect(folder)
-        check = verify(plan, weights, info.modules, workers=workers, listener=listener)
+        check = verify(
+            plan, weights, info.modules, reports=reports, workers=workers, listener=listener
+        )
         _require(check, name)
         record = Record(
             digest=plan.digest,
@@ -477,15 +486,19 @@ class Workspace:
             method=plan.method.name,
             parameters=plan.parameters,
             scale=plan.scale,
+            normalize=bool(plan.normalize),
+            allocate=plan.budget.rule if plan.budget else None,
+            budget=plan.budget.parameters if plan.budget else None,
             seed=plan.seed,
             dtype=plan.dtype,
             base_model=plan.base_model,
             parents=_parents(plan),
-            modules=len(merged),
+            modules=len(ranks),
             rank=max(ranks.values()),
             weights_sha256=info.weights_sha256,
             verification=check,
-            notes=plan.notes,
+            notes=plan.notes + _warnings_of(done.modules),
+            reports=reports,
         )
         (folder / FILE_NAME).write_text(record.to_json(), encoding="utf-8")
         (folder / RECIPE_NAME).write_text(_pinned(plan, name).to_yaml(), encoding="utf-8")
@@ -551,11 +564,20 @@ class Workspace:
             method,
             record.parameters,
             scale=record.scale,
+            normalize=record.normalize,
+            allocate=record.allocate,  # type: ignore[arg-type]  # make_plan wrote it
+            budget=record.budget,
             dtype=record.dtype,
             seed=record.seed,
             base_model=record.base_model,
+        ).with_factors([p.factor for p in record.parents])
+        check = verify(
+            plan,
+            adapter.weights_path,
+            adapter.info.modules,
+            reports=record.reports,
+            listener=listener,
         )
-        check = verify(plan, adapter.weights_path, adapter.info.modules, listener=listener)
         _require(check, adapter.name)
         return check
 
@@ -683,13 +705,22 @@ def _parents(plan: Plan) -> tuple[Parent, ...]:
             reference=(f"{a.origin.repo_id}@{a.origin.revision}" if a.origin.repo_id else a.name),
             content_hash=a.info.content_hash,
             weight=weight,
+            factor=factor,
             repo_id=a.origin.repo_id,
             revision=a.origin.revision,
             endpoint=a.origin.endpoint,
             license=a.info.license,
         )
-        for a, weight in zip(plan.adapters, plan.weights, strict=True)
+        for a, weight, factor in zip(
+            plan.adapters, plan.weights, plan.factors or [1.0] * len(plan.adapters), strict=True
+        )
     )
+
+
+def _warnings_of(modules: Sequence[MergedModule]) -> tuple[str, ...]:
+    """What the method warned of in its reports, each once with the number of modules."""
+    counts = Counter(m.report["warning"] for m in modules if "warning" in m.report)
+    return tuple(f"{count} of {len(modules)} modules: {text}" for text, count in counts.items())
 
 
 def _pinned(plan: Plan, name: str) -> Recipe:
@@ -704,6 +735,9 @@ def _pinned(plan: Plan, name: str) -> Recipe:
             for p in _parents(plan)
         ),
         scale=plan.scale,
+        normalize=plan.normalize,
+        allocate=plan.budget.rule if plan.budget else None,
+        budget=plan.budget.parameters if plan.budget else None,
         dtype=plan.dtype,  # type: ignore[arg-type]  # one of the three by construction
         seed=plan.seed,
         base=plan.base_model,

@@ -68,7 +68,7 @@ def merge(plan: Plan, folder: Path, **options: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     merged = run(plan, folder / "adapter_model.safetensors", **options)
     config = formats.peft.config_for(
-        {m.name: m.rank for m in merged},
+        {m.name: m.rank for m in merged.modules},
         base_model=plan.base_model,
         task_type=None,  # PEFT then asks nothing more of the model than its modules
         fan_in_fan_out=plan.fan_in_fan_out,
@@ -170,7 +170,7 @@ def test_merges_of_any_adapters_equal_dense_algebra(
     assert found.keys() == wanted.keys()
     error = math.sqrt(sum(float((found[n] - wanted[n]).square().sum()) for n in wanted))
     assert error <= 1e-6 * max(whole, 1e-30)
-    check = verify(plan, out / "adapter_model.safetensors", load(out).info.modules)
+    check = verify(plan, out / "adapter_model.safetensors", load(out).info.modules, reports={})
     assert check.passed
 
 
@@ -243,7 +243,7 @@ def test_same_bytes_for_any_unit_size_and_worker_count(tmp_path: Path) -> None:
         plan = make_plan(adapters, [0.5, 0.7, 0.2], get("svd"), options, dtype="BF16")
         settings_ = [(1, 1), (4, 1 << 30), (2, 200_000)]
         files = [
-            merge(plan, tmp_path / f"{w}-{u}-{min(options)}", workers=w, unit_bytes=u)
+            merge(plan, tmp_path / f"{w}-{u}-{min(options)}", workers=w, batch_bytes=u)
             for w, u in settings_
         ]
         bodies = {(f / "adapter_model.safetensors").read_bytes() for f in files}
@@ -263,7 +263,7 @@ def test_verify_finds_a_wrong_result(tmp_path: Path) -> None:
     plan = make_plan(adapters, [1, 1], get("svd"), {"rank": 8})
     wrong = make_plan(adapters, [1, 1.01], get("svd"), {"rank": 8})
     out = merge(wrong, tmp_path / "out")
-    check = verify(plan, out / "adapter_model.safetensors", load(out).info.modules)
+    check = verify(plan, out / "adapter_model.safetensors", load(out).info.modules, reports={})
     # The excess residual is of second order in an error of one percent.
     assert not check.passed
     assert check.worst_error > 1e-5

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lorahub.kernels.stack import Stack
+from lorahub.kernels.stack import Factors, Stack
 from lorahub.methods.registry import Method, methods
 
 METHODS = list(methods().values())
@@ -40,11 +40,16 @@ def make_stack(pairs: Sequence[Pair], weights: Sequence[float]) -> Stack:
         torch.tensor([coefficients], dtype=torch.float64),
         ranks,
         tuple(weights),
+        seeds=(0,),
     )
 
 
+def apply(method: Method, stack: Stack, **parameters: object) -> Factors:
+    return method.rule(stack, **method.parameters(parameters)).apply(stack)
+
+
 def merged(method: Method, pairs: Sequence[Pair], weights: Sequence[float]) -> Tensor:
-    factors = method.rule(make_stack(pairs, weights), **method.parameters({}))
+    factors = apply(method, make_stack(pairs, weights))
     return factors.B[0].double() @ factors.A[0].double()
 
 
@@ -162,7 +167,7 @@ def test_truncation_is_optimal_and_prefixes_are_too(
     weights = [1.0] * len(ranks)
     wanted = dense(pairs, weights)
     sigma = torch.linalg.svdvals(wanted)
-    factors = method.rule(make_stack(pairs, weights), **method.parameters({"rank": k}))
+    factors = apply(method, make_stack(pairs, weights), rank=k)
     B, A = factors.B[0].double(), factors.A[0].double()
     assert B.shape[1] == min(k, sum(ranks), *shape)
     assert torch.allclose(B.norm(dim=0), A.norm(dim=1), rtol=1e-3, atol=1e-4)
@@ -182,9 +187,9 @@ def test_energy_keeps_the_fewest_ranks_that_suffice(
     weights = [1.0] * len(ranks)
     share = torch.linalg.svdvals(dense(pairs, weights)).square().cumsum(0)
     share = share / share[-1]
-    factors = svd.rule(make_stack(pairs, weights), **svd.parameters({"energy": energy}))
-    assert factors.ranks is not None
-    (kept,) = factors.ranks
+    mix = svd.rule(make_stack(pairs, weights), **svd.parameters({"energy": energy}))
+    assert mix.ranks is not None
+    (kept,) = mix.ranks
     assert share[kept - 1] >= energy - 1e-5
     assert kept == 1 or share[kept - 2] <= energy + 1e-5
 

@@ -68,6 +68,18 @@ def merge(
     scale: Annotated[
         float | None, typer.Option("--scale", help="Factor on the merged delta.")
     ] = None,
+    normalize: Annotated[
+        bool | None,
+        typer.Option("--normalize/--no-normalize", help="Give all adapters one norm first."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", help="Size of the result: 2M, 40MB, 30% less, 'rank 8'."),
+    ] = None,
+    allocate: Annotated[
+        str | None,
+        typer.Option("--allocate", help="Who gets the budget: relative, energy, welore, uniform."),
+    ] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("-p", "--parameter", help="NAME=VALUE of the method.")
     ] = None,
@@ -95,6 +107,9 @@ def merge(
         options: dict[str, Any] = {
             "method": method,
             "scale": scale,
+            "normalize": normalize,
+            "budget": budget,
+            "allocate": allocate,
             "dtype": dtype,
             "seed": seed,
             "base": base,
@@ -211,6 +226,9 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         "method": plan.method.name,
         "parameters": dict(plan.parameters),
         "scale": plan.scale,
+        "normalize": plan.normalize,
+        "budget": plan.budget and plan.budget.parameters,
+        "allocate": plan.budget and plan.budget.rule,
         "dtype": plan.dtype,
         "seed": plan.seed,
         "base_model": plan.base_model,

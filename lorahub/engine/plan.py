@@ -11,7 +11,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -21,6 +21,7 @@ from lorahub.errors import (
     InvalidRecipeError,
     UnsupportedAdapterError,
 )
+from lorahub.kernels.allocation import Rule, parse_budget
 from lorahub.methods.registry import Method
 
 try:
@@ -29,13 +30,25 @@ except PackageNotFoundError:  # a source tree that was never installed
     LORAHUB_VERSION = "0+unknown"
 
 
+DEFAULT_RULE: Rule = "relative"
+"""How a budget is distributed where nothing is said."""
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One adapter's part in a module: index of the adapter, its module, its weight there."""
+    """One adapter's part in a module.
+
+    Attributes:
+        adapter: Index of the adapter.
+        module: Its module.
+        weight: Its weight there.
+        factor: What gives it the same norm as the others, where the plan normalises; else 1.
+    """
 
     adapter: int
     module: Module
     weight: float
+    factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +77,22 @@ class PlannedModule:
         return sum(m.module.rank for m in self.members)
 
     @property
+    def weights(self) -> tuple[float, ...]:
+        """Weights of the members."""
+        return tuple(m.weight for m in self.members)
+
+    @property
     def shape(self) -> tuple[int, int, tuple[int, ...]]:
         """What modules must share to be computed in one batch."""
         return self.d_out, self.d_in, tuple(m.module.rank for m in self.members)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Most parameters the result may have, and the rule that distributes them over modules."""
+
+    parameters: int
+    rule: Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +105,10 @@ class Plan:
         method: The merge method.
         parameters: Its parameters, defaults filled in.
         scale: Factor on the merged delta.
+        normalize: Whether every adapter gets the same norm first; None decides by how much
+            norms and ranks differ, once they are known.
+        factors: Per adapter, what it was multiplied by for that; empty before they are known.
+        budget: Budget of parameters that ranks are distributed under, or None.
         seed: Seed of all random choices.
         dtype: safetensors dtype name of the result.
         base_model: Base model to state in the result, or None where nobody knows it.
@@ -95,6 +125,9 @@ class Plan:
     method: Method
     parameters: Mapping[str, Any]
     scale: float
+    normalize: bool | None
+    factors: tuple[float, ...]
+    budget: Budget | None
     seed: int
     dtype: str
     base_model: str | None
@@ -125,6 +158,14 @@ class Plan:
         """Bytes of factors that will be written, at most."""
         return sum(p.rank * (p.d_in + p.d_out) for p in self.modules) * DTYPE_BYTES[self.dtype]
 
+    def with_factors(self, factors: Sequence[float]) -> Plan:
+        """The plan with every adapter multiplied by its normalising factor."""
+        modules = tuple(
+            replace(p, members=tuple(replace(m, factor=factors[m.adapter]) for m in p.members))
+            for p in self.modules
+        )
+        return replace(self, normalize=True, factors=tuple(factors), modules=modules)
+
     @property
     def digest(self) -> str:
         """sha256 (hex) over everything that determines the result's bytes."""
@@ -136,6 +177,8 @@ class Plan:
             "method": self.method.name,
             "parameters": dict(self.parameters),
             "scale": self.scale,
+            "normalize": self.normalize,
+            "budget": self.budget and asdict(self.budget),
             "seed": self.seed,
             "dtype": self.dtype,
             "base_model": self.base_model,
@@ -150,6 +193,9 @@ def make_plan(
     parameters: Mapping[str, Any],
     *,
     scale: float | None = None,
+    normalize: bool | None = None,
+    allocate: Rule | None = None,
+    budget: str | float | None = None,
     dtype: str | None = None,
     seed: int = 0,
     base_model: str | None = None,
@@ -162,6 +208,12 @@ def make_plan(
         method: The merge method.
         parameters: Its parameters as the user gave them.
         scale: Factor on the merged delta; None takes the method's default.
+        normalize: Whether every adapter gets the same norm first; None takes the method's
+            default.
+        allocate: Rule that distributes ``budget`` over the modules; None takes the method's
+            default, or ``relative``.
+        budget: Size of the result, as `lorahub.kernels.allocation.parse_budget` reads it; None
+            leaves the ranks to the method.
         dtype: ``F32``, ``F16`` or ``BF16``; None takes the sources' common dtype, or F32.
         seed: Seed of all random choices.
         base_model: Base model to state; needed where the sources disagree or name none.
@@ -185,6 +237,7 @@ def make_plan(
     notes = _coverage(adapters, members)
     modules = _plan_modules(members, method, filled)
     _check_rank(filled.get("rank"), members, notes)
+    dtype = dtype or _common_dtype(members)
     infos = [a.info for a in adapters]
     config_of = [dict(i.config) for i in infos]
     orientations = {bool(c.get("fan_in_fan_out")) for c in config_of}
@@ -200,8 +253,11 @@ def make_plan(
         method=method,
         parameters=filled,
         scale=method.default_scale(len(adapters)) if scale is None else float(scale),
+        normalize=method.normalize if normalize is None else normalize,
+        factors=(),
+        budget=_budget(modules, method, allocate, budget, dtype),
         seed=seed,
-        dtype=dtype or _common_dtype(members),
+        dtype=dtype,
         base_model=base,
         task_type=tasks.pop() if len(tasks) == 1 else None,
         fan_in_fan_out=True in orientations,
@@ -363,6 +419,32 @@ def _check_rank(rank: int | None, members: _Members, notes: list[str]) -> None:
             f"{len(short)} modules cannot have rank {rank} and keep all of theirs "
             f"(first: {min(short)}, {possible[min(short)]})"
         )
+
+
+def _budget(
+    modules: Sequence[PlannedModule],
+    method: Method,
+    allocate: Rule | None,
+    budget: str | float | None,
+    dtype: str,
+) -> Budget | None:
+    if budget is None:
+        if method.allocation or allocate:
+            why = f"method '{method.name}'" if method.allocation else f"allocation '{allocate}'"
+            raise InvalidRecipeError(
+                f"{why} needs a budget",
+                hint="give --budget as parameters (2M), bytes (40MB), a reduction (30%) or an "
+                "average rank (rank 8)",
+            )
+        return None
+    widths = [m.d_in + m.d_out for m in modules]
+    parameters = parse_budget(
+        budget,
+        parameters_full=sum(m.rank * w for m, w in zip(modules, widths, strict=True)),
+        bytes_per_value=DTYPE_BYTES[dtype],
+        width_total=sum(widths),
+    )
+    return Budget(parameters, allocate or method.allocation or DEFAULT_RULE)
 
 
 def _common_dtype(members: _Members) -> str:

@@ -1,28 +1,31 @@
 """Verification: how far a written adapter is from what its recipe defines.
 
-Everything is recomputed from the files in float64 by Householder QR: the columns of all B
-factors, sources and result together, get coordinates in one orthonormal basis, and so do the
-rows of all A factors. In those coordinates each delta is a small matrix and every distance is
-exact to float64 rounding, by another path than the one that made the result.
+Everything is recomputed from the files in float64: the Gram matrices of all B columns, sources
+and result together, and of all A rows. The delta that the recipe defines and the one that was
+written are then small matrices over the same columns, and every distance follows from them, by
+another path and in another precision than those that made the result.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lorahub.adapter import Module
+from lorahub.engine.batches import read_stack
 from lorahub.engine.plan import Plan, PlannedModule
-from lorahub.engine.run import read_stack
 from lorahub.errors import IntegrityError
 from lorahub.events import Advanced, Listener, PhaseStarted, ignore
 from lorahub.formats.safetensors import TensorFile
+from lorahub.kernels.lowrank import whitened
 from lorahub.record import Verification
 
 TOLERANCE = {"F32": 1e-5, "F16": 2e-3, "BF16": 1.6e-2}
@@ -45,6 +48,7 @@ def verify(
     weights_path: Path,
     written: Sequence[Module],
     *,
+    reports: Mapping[str, Mapping[str, Any]],
     workers: int | None = None,
     listener: Listener = ignore,
 ) -> Verification:
@@ -59,6 +63,7 @@ def verify(
         plan: The merge as it was planned; its sources are read again.
         weights_path: The merged weights file.
         written: Its modules, from inspection.
+        reports: What the method reported when it was made, by module name.
         workers: Threads; None takes the CPUs this process may use, at most 8.
         listener: Receives the ``verify`` phase.
 
@@ -70,7 +75,7 @@ def verify(
     if by_name.keys() != {m.name for m in plan.modules}:
         odd = min(by_name.keys() ^ {m.name for m in plan.modules})
         raise IntegrityError(f"{weights_path}: does not have the planned modules (see '{odd}')")
-    files = {i: TensorFile(a.weights_path) for i, a in enumerate(plan.adapters)}
+    files = [TensorFile(a.weights_path) for a in plan.adapters]
     result = TensorFile(weights_path)
     before = torch.get_num_threads()
     listener(PhaseStarted("verify", len(plan.modules), "modules"))
@@ -78,7 +83,9 @@ def verify(
     def work(module: PlannedModule) -> _Deviation:
         if torch.get_num_threads() != 1:
             torch.set_num_threads(1)
-        return _deviation(plan, files, module, result, by_name[module.name])
+        with torch.inference_mode():
+            report = reports.get(module.name, {})
+            return _deviation(plan, files, module, result, by_name[module.name], report)
 
     workers = workers or min(len(os.sched_getaffinity(0)), 8)
     deviations: list[_Deviation] = []
@@ -90,7 +97,7 @@ def verify(
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(before)
-        for file in (*files.values(), result):
+        for file in (*files, result):
             file.close()
     return _summary(plan, deviations)
 
@@ -119,58 +126,55 @@ def _summary(plan: Plan, deviations: Sequence[_Deviation]) -> Verification:
 
 def _deviation(
     plan: Plan,
-    files: dict[int, TensorFile],
+    files: Sequence[TensorFile],
     module: PlannedModule,
     result: TensorFile,
     written: Module,
+    report: Mapping[str, Any],
 ) -> _Deviation:
-    stack = read_stack(plan, files, [module], lambda _, s: torch.empty(*s, dtype=torch.float64))
-    target = plan.method.definition(stack)
-    B = torch.empty(module.d_out, written.rank, dtype=torch.float64)
-    A = torch.empty(written.rank, module.d_in, dtype=torch.float64)
-    result.read_into(written.key_b, B)
-    result.read_into(written.key_a, A)
-    R = stack.B.shape[2]
-    left = _coordinates(torch.cat([stack.B[0], target.B[0] * plan.scale, B], 1))
-    right = _coordinates(torch.cat([stack.A[0], target.A[0], A], 0).mT)
-    n = target.B.shape[2]
-    wanted = left[:, R : R + n] @ right[:, R : R + n].mT
-    found = (left[:, R + n :] @ right[:, R + n :].mT) * written.scaling
-    c = stack.coefficients[0]
-    exact = (left[:, :R] * (c * plan.scale)) @ right[:, :R].mT
+    R, k = module.total_rank, written.rank
+    # Sources and result side by side: the stack is a view of the first R columns.
+    B = torch.empty(1, module.d_out, R + k, dtype=torch.float64)
+    A = torch.empty(1, R + k, module.d_in, dtype=torch.float64)
+    places = {"B": B[:, :, :R], "A": A[:, :R]}
+    stack = read_stack(plan, files, [module], lambda name, _: places[name])
+    result.read_into(written.key_b, B[0, :, R:])
+    result.read_into(written.key_a, A[0, R:])
+    gram_b, gram_a = B[0].mT @ B[0], A[0] @ A[0].mT
+    known = stack.with_grams(gram_b[None, :R, :R], gram_a[None, :R, :R])
+    wanted = plan.method.definition(known, [report]).matrix()[0] * plan.scale
+    found = torch.eye(k, dtype=torch.float64) * written.scaling
+    distance = _norm(gram_b, torch.block_diag(-wanted, found), gram_a)
     # What no matrix of the written rank could have avoided.
-    unavoidable = float(torch.linalg.svdvals(wanted)[written.rank :].square().sum()) ** 0.5
-    distance = float((found - wanted).norm())
-    columns = _basis(left[:, R + n :])
-    rows = _basis(right[:, R + n :])
+    K_b, K_a = (whitened(gram)[1][0] for gram in (known.gram_b, known.gram_a))
+    sigma = torch.linalg.svdvals(K_b @ wanted @ K_a.mT)
+    unavoidable = float(sigma[k:].square().sum()) ** 0.5
+    exact = torch.diag(stack.coefficients[0] * plan.scale)
+    residual = _norm(gram_b, torch.block_diag(-exact, found), gram_a)
+    # Coordinates of the sources in orthonormal bases of the result's columns and rows.
+    columns = whitened(gram_b[None, R:, R:])[0][0].mT @ gram_b[R:, :R]
+    rows = whitened(gram_a[None, R:, R:])[0][0].mT @ gram_a[R:, :R]
     terms = 0.0
     retained = []
     start = 0
     for member in module.members:
-        stop = start + member.module.rank
-        delta = left[:, start:stop] @ right[:, start:stop].mT * member.module.scaling
-        whole = float(delta.square().sum())
-        kept = float((columns.mT @ delta @ rows).square().sum())
-        retained.append((member.adapter, kept, whole))
-        terms += whole * (member.weight * plan.scale) ** 2
-        start = stop
+        part = slice(start, start + member.module.rank)
+        scaling = member.module.scaling**2
+        whole = scaling * float((gram_b[part, part] * gram_a[part, part]).sum())
+        kept = scaling * float((columns[:, part] @ rows[:, part].mT).square().sum())
+        retained.append((member.adapter, min(kept, whole), whole))
+        terms += whole * (member.weight * member.factor * plan.scale) ** 2
+        start = part.stop
     return _Deviation(
         error=max(0.0, distance - unavoidable) ** 2,
         terms=terms,
-        residual=float((found - exact).square().sum()),
-        total=float(exact.square().sum()),
+        residual=residual**2,
+        total=_norm(known.gram_b[0], exact, known.gram_a[0]) ** 2,
         retained=tuple(retained),
     )
 
 
-def _coordinates(columns: Tensor) -> Tensor:
-    """Coordinates of tall columns in an orthonormal basis of their span: R of their QR."""
-    R: Tensor = torch.linalg.qr(columns, mode="r").R
-    return R
-
-
-def _basis(columns: Tensor) -> Tensor:
-    """Orthonormal basis of the span of small columns, by SVD with a rank cut at 1e-10."""
-    U, s, _ = torch.linalg.svd(columns, full_matrices=False)
-    kept: Tensor = U[:, s > 1e-10 * s[:1].clamp_min(1e-300)]
-    return kept
+def _norm(gram_b: Tensor, M: Tensor, gram_a: Tensor) -> float:
+    """Frobenius norm of ``B @ M @ A`` from the Gram matrices of B's columns and A's rows."""
+    square = float(((gram_b @ M) * (M @ gram_a)).sum())
+    return math.sqrt(max(0.0, square))

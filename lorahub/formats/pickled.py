@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorahub.errors import InvalidAdapterError
-from lorahub.formats.safetensors import Writer, encode_header
+from lorahub.formats.safetensors import Writer, encode, encode_header
 from lorahub.formats.text import shown
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def convert_pickle(folder: Path, target: Path) -> None:
     }
     with Writer(target / "adapter_model.safetensors", len(encode_header(entries))) as writer:
         for name, tensor in tensors.items():
-            writer.write(name, tensor, _SPELLING[str(tensor.dtype)])
+            writer.write(name, encode(tensor, _SPELLING[str(tensor.dtype)]))
     for name in _COMPANIONS:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)

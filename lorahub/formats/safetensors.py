@@ -218,6 +218,31 @@ def torch_dtype(name: str) -> Any:  # noqa: ANN401 - torch.dtype, without import
     }[name]
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A tensor as it will stand in a file: dtype name, shape, bytes, sha256 (hex) of the bytes.
+
+    ``finite`` says whether all its values are finite numbers.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+    sha256: str
+    finite: bool
+
+
+def encode(tensor: Tensor, dtype: str) -> Encoded:
+    """Convert a floating tensor, on any device, to ``dtype`` for a `Writer`."""
+    import torch
+
+    kept = tensor.detach().to("cpu", torch_dtype(dtype)).contiguous()
+    # A sum is finite unless a value is not, or finite ones overflow it: then look at each.
+    finite = math.isfinite(kept.sum(dtype=torch.float32)) or bool(torch.isfinite(kept).all())
+    data = kept.view(-1).view(torch.uint8).numpy().data
+    return Encoded(dtype, tuple(kept.shape), data, hashlib.sha256(data).hexdigest(), finite)
+
+
 class Writer:
     """Writes a safetensors file tensor by tensor, in the order they are given.
 
@@ -229,26 +254,23 @@ class Writer:
     def __init__(self, path: Path, header_room: int) -> None:
         """Create ``path``, which must not exist, with ``header_room`` bytes for the header."""
         self._room = -(-header_room // 8) * 8
-        self._file = path.open("xb")
+        self._file = path.open("xb", buffering=0)
         self._file.seek(8 + self._room)
         self._entries: dict[str, dict[str, Any]] = {}
         self._end = 0
 
-    def write(self, name: str, tensor: Tensor, dtype: str) -> str:
-        """Append one tensor, converted to ``dtype``; returns the sha256 (hex) of its bytes."""
-        import torch
-
-        data = tensor.detach().to("cpu", torch_dtype(dtype)).contiguous()
-        raw = data.view(-1).view(torch.uint8).numpy().data
-        self._file.write(raw)
-        stop = self._end + len(raw)
+    def write(self, name: str, tensor: Encoded) -> None:
+        """Append one tensor."""
+        done = 0
+        while done < len(tensor.data):
+            done += self._file.write(tensor.data[done:])
+        stop = self._end + len(tensor.data)
         self._entries[name] = {
-            "dtype": dtype,
+            "dtype": tensor.dtype,
             "shape": list(tensor.shape),
             "data_offsets": [self._end, stop],
         }
         self._end = stop
-        return hashlib.sha256(raw).hexdigest()
 
     def __enter__(self) -> Writer:
         return self
@@ -269,7 +291,6 @@ class Writer:
             raise AssertionError("header_room was too small")
         self._file.seek(0)
         self._file.write(struct.pack("<Q", self._room) + header.ljust(self._room))
-        self._file.flush()
         os.fsync(self._file.fileno())
 
 

@@ -1,9 +1,10 @@
-"""Exact sums and best low-rank approximations, from factors alone.
+"""Exact sums and best low-rank approximations, from the factors' Gram matrices alone.
 
 With ``B = Q_B R_B`` and ``Aᵀ = Q_A R_A``, the sum ``B C A`` has the singular values of the
 R x R core ``R_B C R_Aᵀ``. The fast path takes the core from the two Gram matrices, which are
 thin products, and one symmetric eigenproblem; where B's columns are nearly dependent (equal
-adapters, R > d_out) a QR in float64 replaces it. Neither ever forms a d_out x d_in matrix.
+adapters, R > d_out) Gram matrices in float64 and their eigenvectors replace it. Neither ever
+forms a d_out x d_in matrix.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorahub.kernels.stack import Factors, Stack
+from lorahub.kernels.stack import Mix, Stack
 
 # The Gram matrices are rounded to about 1e-7 of their norm, which the Cholesky factor of nearly
 # dependent columns amplifies. Down to this pivot the truncated sum stays within about 1e-6 of
-# the true one (measured on spectra with gaps of a percent); below it the QR path takes over.
+# the true one (measured on spectra with gaps of a percent); below it the float64 path takes over.
 _SMALLEST_PIVOT = 0.05
+
+# Directions of unit columns below this squared length are the rounding of a float64 Gram matrix.
+_NEGLIGIBLE = 1e-14
 
 
 def balanced_split(coefficients: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,17 +36,14 @@ def balanced_split(coefficients: Tensor) -> tuple[Tensor, Tensor]:
     return coefficients / right, right
 
 
-def exact_sum(stack: Stack) -> Factors:
+def exact_sum(stack: Stack) -> Mix:
     """All ranks of all adapters side by side: the sum itself, at rank R."""
-    left, right = balanced_split(stack.coefficients)
-    return Factors(
-        stack.B * left.to(stack.B.dtype)[:, None, :], stack.A * right.to(stack.A.dtype)[:, :, None]
-    )
+    return Mix(*balanced_split(stack.coefficients))
 
 
 def best_approximation(
     stack: Stack, *, rank: int | None = None, energy: float | None = None
-) -> Factors:
+) -> Mix:
     """The nearest matrix of bounded rank to the sum, in Frobenius norm (Eckart-Young).
 
     Factors leave balanced, ``sqrt(sigma)`` on both sides, in order of descending singular
@@ -55,13 +56,40 @@ def best_approximation(
             smallest rank that keeps it is chosen, within ``rank``. None keeps ``rank``.
 
     Returns:
-        Factors with k = min(rank, R, d_in, d_out); ``ranks`` is set when ``energy`` is given.
+        A mix with k = min(rank, R, d_in, d_out); ``ranks`` is set when ``energy`` is given.
     """
     total, d_out, d_in = stack.B.shape[2], stack.B.shape[1], stack.A.shape[2]
     k = min(total, d_out, d_in, rank or total)
-    fast = _by_gram(stack, k) if total <= min(d_out, d_in) else None
-    B, A, sigma = fast if fast is not None else _by_qr(stack, k)
-    return Factors(B, A, None if energy is None else _ranks_for(sigma, energy, k))
+    fast = _by_cholesky(stack, k) if total <= min(d_out, d_in) else None
+    left, right, sigma = fast or _by_whitening(stack, torch.diag_embed(stack.coefficients), k)
+    ranks = None if energy is None else _ranks_for(sigma, energy, k)
+    return Mix(left, right, ranks, sigma[:, :k], precise=fast is None)
+
+
+def canonical(stack: Stack, mix: Mix) -> Mix:
+    """The same merged deltas with balanced ranks in order of descending singular values."""
+    if mix.sigma is not None:
+        return mix
+    k = min(mix.left.shape[-1], stack.B.shape[1], stack.A.shape[2])
+    left, right, sigma = _by_whitening(stack, mix.matrix(), k)
+    return Mix(left, right, mix.ranks, sigma[:, :k], precise=True, reports=mix.reports)
+
+
+def whitened(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """(W, K) for columns X with Gram matrix ``gram``: X W orthonormal, X W K = X.
+
+    Both are (m, R, R) float64. Dependent columns give W columns and K rows of zeros.
+    """
+    norms = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+    unit = torch.where(norms > 0, norms, 1.0)
+    values, vectors = torch.linalg.eigh(gram / (unit[:, :, None] * unit[:, None, :]))
+    values, vectors = values.flip(-1), vectors.flip(-1)
+    kept = values > _NEGLIGIBLE * gram.shape[-1] * values[:, :1].clamp_min(1e-300)
+    root = torch.where(kept, values, 0.0).sqrt()
+    inverse = torch.where(kept, 1 / torch.where(kept, root, 1.0), 0.0)
+    W = vectors * inverse[:, None, :] / unit[:, :, None]
+    K = (vectors * root[:, None, :]).mT * norms[:, None, :]
+    return W, K
 
 
 def _ranks_for(sigma: Tensor, energy: float, k: int) -> tuple[int, ...]:
@@ -72,48 +100,38 @@ def _ranks_for(sigma: Tensor, energy: float, k: int) -> tuple[int, ...]:
     return tuple(min(int(r), k) for r in first)
 
 
-def _gram(X: Tensor) -> Tensor:
-    return (X @ X.mT).double()
-
-
-def _by_gram(stack: Stack, k: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """(B', A', all singular values), or None where B's Gram matrix is too near singular."""
-    gram_b = _gram(stack.B.mT)
+def _by_cholesky(stack: Stack, k: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """(left, right, all singular values), or None where B's columns are nearly dependent."""
+    gram_b = stack.gram_b
     norms = gram_b.diagonal(dim1=-2, dim2=-1).sqrt()
     unit = torch.where(norms > 0, norms, 1.0)
     correlation = gram_b / (unit[:, :, None] * unit[:, None, :])
     # A zero column adds nothing, whatever stands on its diagonal.
-    correlation.diagonal(dim1=-2, dim2=-1).copy_(torch.ones_like(norms))
+    correlation.diagonal(dim1=-2, dim2=-1).fill_(1.0)
     L, failed = torch.linalg.cholesky_ex(correlation)
     pivots = L.diagonal(dim1=-2, dim2=-1)
     # Written so that NaN pivots, from NaN in the factors, also leave this path.
-    if bool(failed.any()) or not bool((pivots >= _SMALLEST_PIVOT).all()):
+    if bool(failed.any()) or not bool(pivots.amin() >= _SMALLEST_PIVOT):
         return None
-    weights = stack.coefficients * norms
     # LᵀC: the core's left part; C A Aᵀ C in the middle.
-    left = L.mT * weights[:, None, :]
-    core = left @ _gram(stack.A) @ left.mT
-    if not bool(torch.isfinite(core).all()):
+    outer = L.mT * (stack.coefficients * norms)[:, None, :]
+    core = outer @ stack.gram_a @ outer.mT
+    if not bool(torch.isfinite(core.sum())):
         return None
     values, vectors = torch.linalg.eigh(core)
     sigma = values.flip(-1).clamp_min(0).sqrt()
     V = vectors.flip(-1)[:, :, :k]
-    root = sigma[:, :k].sqrt()
+    root = sigma[:, None, :k].sqrt()
     inverse = torch.where(root > 0, 1 / root, 0.0)
-    to_b = torch.linalg.solve_triangular(L.mT, V * root[:, None, :], upper=True)
-    to_a = (V * inverse[:, None, :]).mT @ left
-    to_b = to_b / unit[:, :, None]
-    dtype = stack.B.dtype
-    return stack.B @ to_b.to(dtype), to_a.to(dtype) @ stack.A, sigma
+    left = torch.linalg.solve_triangular(L.mT, V * root, upper=True) / unit[:, :, None]
+    return left, (V * inverse).mT @ outer, sigma
 
 
-def _by_qr(stack: Stack, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(B', A', all singular values) by Householder QR and an SVD of the core, in float64."""
-    Q_B, R_B = torch.linalg.qr(stack.B.double())
-    Q_A, R_A = torch.linalg.qr(stack.A.double().mT)
-    U, sigma, Vh = torch.linalg.svd((R_B * stack.coefficients[:, None, :]) @ R_A.mT)
-    n = sigma.shape[-1]
+def _by_whitening(stack: Stack, M: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(left, right, all singular values) of ``B @ M @ A``, with Gram matrices in float64."""
+    gram_b, gram_a = stack.precise_grams
+    W_b, K_b = whitened(gram_b)
+    W_a, K_a = whitened(gram_a)
+    U, sigma, Vh = torch.linalg.svd(K_b @ M @ K_a.mT)
     root = sigma[:, :k].sqrt()
-    B = Q_B @ (U[:, :, :n][:, :, :k] * root[:, None, :])
-    A = (root[:, :, None] * Vh[:, :n][:, :k]) @ Q_A.mT
-    return B.to(stack.B.dtype), A.to(stack.A.dtype), sigma
+    return W_b @ (U[:, :, :k] * root[:, None, :]), (W_a @ Vh[:, :k].mT * root[:, None, :]).mT, sigma

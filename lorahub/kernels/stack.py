@@ -1,16 +1,23 @@
-"""The values methods take and return: stacked factors of same-shaped modules."""
+"""The values methods take and return: stacked factors of same-shaped modules, and mixtures.
+
+Every method that works in factor space makes its result as linear combinations of the stacked
+columns of B and rows of A. Such a method needs the factors' R x R Gram matrices only, however
+large the module is, and returns a `Mix`: the two small matrices of coefficients.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Stack:
     """The factors of T adapters at m modules of one shape, side by side; R is the sum of ranks.
 
@@ -19,11 +26,13 @@ class Stack:
     factors would touch every value.
 
     Attributes:
-        B: (m, d_out, R) float32, or float64 where conditioning asks; columns grouped by adapter.
+        B: (m, d_out, R) float32, or float64 in verification; columns grouped by adapter.
         A: (m, R, d_in), the same dtype; rows grouped by adapter.
-        coefficients: (m, R) float64; weight times scaling of the adapter each rank belongs to.
+        coefficients: (m, R) float64; weight times scaling (times the normalising factor, where
+            adapters are normalised) of the adapter each rank belongs to.
         ranks: Rank of each adapter, in stacking order; they add up to R.
         weights: Weight of each adapter.
+        seeds: One seed per module, made from the recipe's seed and the module's name.
     """
 
     B: Tensor
@@ -31,13 +40,45 @@ class Stack:
     coefficients: Tensor
     ranks: tuple[int, ...]
     weights: tuple[float, ...]
+    seeds: tuple[int, ...] = ()
+
+    @cached_property
+    def gram_b(self) -> Tensor:
+        """BᵀB, (m, R, R) float64, from products in the dtype of the factors."""
+        return _gram(self.B.mT)
+
+    @cached_property
+    def gram_a(self) -> Tensor:
+        """AAᵀ, (m, R, R) float64, from products in the dtype of the factors."""
+        return _gram(self.A)
+
+    @cached_property
+    def precise_grams(self) -> tuple[Tensor, Tensor]:
+        """(BᵀB, AAᵀ) with products in float64, for stacks that are nearly dependent."""
+        B, A = _core_home(self.B).double(), _core_home(self.A).double()
+        return _gram(B.mT), _gram(A)
+
+    @cached_property
+    def unit_weights(self) -> Tensor:
+        """(R,) float64: the weight of the adapter each rank belongs to."""
+        import torch
+
+        weights = torch.tensor(self.weights, dtype=torch.float64)
+        return weights.repeat_interleave(torch.tensor(self.ranks)).to(self.coefficients.device)
 
     def to_device(self, device: torch.device) -> Stack:
-        """The same stack on ``device``."""
+        """The same stack on ``device``; the coefficients stay where float64 exists."""
         if self.B.device == device:
             return self
         B, A = self.B.to(device, non_blocking=True), self.A.to(device, non_blocking=True)
-        return Stack(B, A, self.coefficients.to(device), self.ranks, self.weights)
+        home = "cpu" if device.type == "mps" else device
+        return replace(self, B=B, A=A, coefficients=self.coefficients.to(home))
+
+    def with_grams(self, gram_b: Tensor, gram_a: Tensor) -> Stack:
+        """The same stack with Gram matrices that were made elsewhere, in float64 throughout."""
+        known = replace(self)
+        vars(known).update(gram_b=gram_b, gram_a=gram_a, precise_grams=(gram_b, gram_a))
+        return known
 
     def split(self, factor: Tensor, dim: int) -> tuple[Tensor, ...]:
         """Cut a stacked tensor along its rank dimension into one view per adapter."""
@@ -52,9 +93,72 @@ class Factors:
     Attributes:
         B: (m, d_out, k).
         A: (m, k, d_in).
-        ranks: Rank to keep per module, at most k; None keeps k everywhere.
     """
 
     B: Tensor
     A: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Merged factors as combinations of the stacked ones: ``B @ left`` and ``right @ A``.
+
+    Attributes:
+        left: (m, R, k) float64, or (m, R) for a diagonal.
+        right: (m, k, R) float64, or (m, R) for a diagonal.
+        ranks: Rank to keep per module, at most k; None keeps k everywhere.
+        sigma: (m, k) singular values, where the ranks are balanced and in that order, so that
+            any prefix is the best approximation of its rank; else None.
+        precise: Whether the products need float64, because large coefficients cancel.
+        reports: Per module what the run's record should remember, JSON values by name; empty
+            for methods with nothing to say.
+    """
+
+    left: Tensor
+    right: Tensor
     ranks: tuple[int, ...] | None = None
+    sigma: Tensor | None = None
+    precise: bool = False
+    reports: Sequence[Mapping[str, Any]] = field(default=())
+
+    def apply(self, stack: Stack) -> Factors:
+        """The merged factors, in the dtype and on the device of ``stack``."""
+        dtype = stack.B.dtype
+        if self.left.ndim == 2:
+            left, right = (x.to(stack.B.device, dtype) for x in (self.left, self.right))
+            return Factors(stack.B * left[:, None, :], stack.A * right[:, :, None])
+        if self.precise:
+            B, A = _core_home(stack.B).double(), _core_home(stack.A).double()
+            B, A = products(B, self.left), products(self.right, A)
+            return Factors(B.to(stack.B.device, dtype), A.to(stack.B.device, dtype))
+        left, right = (x.to(stack.B.device, dtype) for x in (self.left, self.right))
+        return Factors(products(stack.B, left), products(right, stack.A))
+
+    def matrix(self) -> Tensor:
+        """(m, R, R) float64: the M of the merged delta ``B @ M @ A``."""
+        import torch
+
+        if self.left.ndim == 2:
+            return torch.diag_embed(self.left * self.right)
+        return self.left @ self.right
+
+
+def products(X: Tensor, Y: Tensor) -> Tensor:
+    """``X @ Y`` over a batch; on a CPU matrix by matrix, so that no bit depends on the batch."""
+    import torch
+
+    if X.device.type != "cpu":
+        return torch.bmm(X, Y)
+    out = torch.empty(*X.shape[:-1], Y.shape[-1], dtype=X.dtype)
+    for x, y, o in zip(X, Y, out, strict=True):
+        torch.mm(x, y, out=o)
+    return out
+
+
+def _gram(X: Tensor) -> Tensor:
+    return _core_home(products(X, X.mT)).double()
+
+
+def _core_home(x: Tensor) -> Tensor:
+    """The tensor where float64 exists: Apple's GPUs have none."""
+    return x.cpu() if x.device.type == "mps" else x

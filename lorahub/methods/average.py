@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorahub.kernels.stack import Factors, Stack
+from lorahub.kernels.stack import Mix, Stack
 from lorahub.methods.registry import capped_rank, method
 from lorahub.methods.svd import Energy, Rank
 
@@ -13,7 +13,7 @@ from lorahub.methods.svd import Energy, Rank
     rank_bound=capped_rank,
     equal_weights=True,
 )
-def average(stack: Stack, *, rank: Rank = None, energy: Energy = None) -> Factors:
+def average(stack: Stack, *, rank: Rank = None, energy: Energy = None) -> Mix:
     """Average the deltas, each adapter counting the same, to a rank.
 
     It is ``svd`` with every weight 1/T, where T is the number of adapters that have the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorahub.kernels.stack import Factors, Stack
+from lorahub.kernels.stack import Mix, Stack
 from lorahub.methods.registry import method, sum_of_ranks
 
 
@@ -11,7 +11,7 @@ from lorahub.methods.registry import method, sum_of_ranks
     paper="PEFT add_weighted_adapter, combination_type='cat'",
     rank_bound=sum_of_ranks,
 )
-def cat(stack: Stack) -> Factors:
+def cat(stack: Stack) -> Mix:
     """Add the weighted deltas exactly, at the sum of their ranks.
 
     The factors of all adapters are stacked side by side, so nothing is lost and nothing is

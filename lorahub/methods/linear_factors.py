@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from lorahub.kernels.stack import Factors, Stack
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lorahub.kernels.stack import Mix, Stack
 from lorahub.methods.registry import largest_rank, method
 
 
-def factor_sum(stack: Stack) -> Factors:
+def factor_sum(stack: Stack, reports: Sequence[Mapping[str, Any]] = ()) -> Mix:
     """(sum of sqrt|c| B)(sum of sign(c) sqrt|c| A), over adapters of one rank."""
-    root = stack.coefficients.abs().sqrt().to(stack.B.dtype)
-    signed = (stack.coefficients.sign() * stack.coefficients.abs().sqrt()).to(stack.A.dtype)
-    T = len(stack.ranks)
-    B = (stack.B * root[:, None, :]).unflatten(2, (T, -1)).sum(2)
-    A = (stack.A * signed[:, :, None]).unflatten(1, (T, -1)).sum(1)
-    return Factors(B, A)
+    import torch
+
+    root = stack.coefficients.abs().sqrt()
+    one = torch.eye(stack.ranks[0], dtype=root.dtype, device=root.device)
+    sums = one.repeat(len(stack.ranks), 1)
+    return Mix(sums * root[:, :, None], (sums * (root * stack.coefficients.sign())[:, :, None]).mT)
 
 
 @method(
@@ -24,7 +27,7 @@ def factor_sum(stack: Stack) -> Factors:
     equal_ranks=True,
     exceptions=frozenset({"gauge", "sum"}),
 )
-def linear_factors(stack: Stack) -> Factors:
+def linear_factors(stack: Stack) -> Mix:
     """Add the A factors and the B factors separately, as PEFT's ``linear`` does.
 
     The product of two sums has cross terms between adapters that were never trained together:

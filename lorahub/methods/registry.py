@@ -1,6 +1,6 @@
 """What a merge method is, and the one door by which all of them come in.
 
-A method is a decorated function from a `Stack` to `Factors`. Its keyword-only parameters, with
+A method is a decorated function from a `Stack` to a `Mix`. Its keyword-only parameters, with
 their constraints, are its schema: recipes, the command line, forms and docs are made from it.
 Built-in methods live one per file in this package; others are found through the entry point
 group ``lorahub.methods``, whose entries name modules that use the same decorator. Importing a
@@ -17,17 +17,21 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from lorahub.errors import InvalidRecipeError
-from lorahub.kernels.stack import Factors, Stack
+from lorahub.kernels.stack import Mix, Stack
+
+if TYPE_CHECKING:
+    from lorahub.kernels.allocation import Rule
 
 ENTRY_POINT_GROUP = "lorahub.methods"
 
 RankBound = Callable[[Sequence[int], int, Mapping[str, Any]], int]
-Rule = Callable[..., Factors]
+MergeRule = Callable[..., Mix]
+Definition = Callable[[Stack, Sequence[Mapping[str, Any]]], Mix]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +44,17 @@ class Method:
         summary: First sentence of the docstring.
         doc: The whole docstring.
         paper: Where the idea comes from: URL, or library and function.
-        rule: The function itself: ``rule(stack, **parameters) -> Factors``.
+        rule: The function itself: ``rule(stack, **parameters) -> Mix``.
         schema: pydantic model of the parameters.
         rank_bound: Largest rank a module may come out with, from its members' ranks, the
             smaller of d_in and d_out, and the parameters.
-        definition: Function that gives, in float64, the factors whose delta the method defines
-            before any truncation; the exact weighted sum by default. `verify` uses it.
+        definition: Function that gives, from a float64 stack and the modules' reports, the
+            mixture whose delta the method defines before any truncation; the exact weighted sum
+            by default. `verify` uses it.
         default_scale: Scale applied when none is asked for, from the number of adapters.
+        normalize: Whether adapters get equal norms first, when nothing is asked for; None
+            leaves it to how much their norms and ranks differ.
+        allocation: Rule that distributes a budget over the modules, for methods that need one.
         equal_weights: Whether weights come from the method and may not be given.
         equal_ranks: Whether all members of a module must have the same rank.
         exceptions: Laws the method breaks by nature (``gauge``), as its docstring explains.
@@ -57,11 +65,13 @@ class Method:
     summary: str
     doc: str
     paper: str
-    rule: Rule
+    rule: MergeRule
     schema: type[BaseModel]
     rank_bound: RankBound
-    definition: Callable[[Stack], Factors]
+    definition: Definition
     default_scale: Callable[[int], float]
+    normalize: bool | None
+    allocation: Rule | None
     equal_weights: bool
     equal_ranks: bool
     exceptions: frozenset[str]
@@ -112,7 +122,7 @@ def largest_rank(ranks: Sequence[int], limit: int, parameters: Mapping[str, Any]
     return max(ranks)
 
 
-def weighted_sum(stack: Stack) -> Factors:
+def weighted_sum(stack: Stack, reports: Sequence[Mapping[str, Any]]) -> Mix:
     """Definition of the linear family: the exact sum of the weighted deltas."""
     from lorahub.kernels.lowrank import exact_sum
 
@@ -124,15 +134,17 @@ def method(
     title: str,
     paper: str,
     rank_bound: RankBound,
-    definition: Callable[[Stack], Factors] = weighted_sum,
+    definition: Definition = weighted_sum,
     default_scale: Callable[[int], float] = unit_scale,
+    normalize: bool | None = False,
+    allocation: Rule | None = None,
     equal_weights: bool = False,
     equal_ranks: bool = False,
     exceptions: frozenset[str] = frozenset(),
-) -> Callable[[Rule], Rule]:
+) -> Callable[[MergeRule], MergeRule]:
     """Register the decorated function as the merge method of its own name."""
 
-    def register(rule: Rule) -> Rule:
+    def register(rule: MergeRule) -> MergeRule:
         hints = get_type_hints(rule, include_extras=True)
         fields: dict[str, Any] = {
             name: (hints[name], p.default if p.default is not p.empty else ...)
@@ -154,6 +166,8 @@ def method(
             rank_bound=rank_bound,
             definition=definition,
             default_scale=default_scale,
+            normalize=normalize,
+            allocation=allocation,
             equal_weights=equal_weights,
             equal_ranks=equal_ranks,
             exceptions=exceptions,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lorahub.kernels.stack import Factors, Stack
+from lorahub.kernels.stack import Mix, Stack
 from lorahub.methods.registry import capped_rank, method
 
 Rank = Annotated[int | None, Field(ge=1, description="Rank to keep; as many as there are if none")]
@@ -21,7 +21,7 @@ Energy = Annotated[
     paper="Eckart & Young 1936; PEFT add_weighted_adapter, combination_type='svd'",
     rank_bound=capped_rank,
 )
-def svd(stack: Stack, *, rank: Rank = None, energy: Energy = None) -> Factors:
+def svd(stack: Stack, *, rank: Rank = None, energy: Energy = None) -> Mix:
     """Approximate the weighted sum of the deltas as well as a rank allows.
 
     The singular values of the sum are those of a small core between the stacked factors, so

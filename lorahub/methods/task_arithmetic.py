@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lorahub.kernels.stack import Factors, Stack
+from lorahub.kernels.stack import Mix, Stack
 from lorahub.methods.registry import capped_rank, method
 from lorahub.methods.svd import Energy, Rank
 
@@ -23,7 +23,7 @@ def shrinking_scale(adapters: int) -> float:
     rank_bound=capped_rank,
     default_scale=shrinking_scale,
 )
-def task_arithmetic(stack: Stack, *, rank: Rank = None, energy: Energy = None) -> Factors:
+def task_arithmetic(stack: Stack, *, rank: Rank = None, energy: Energy = None) -> Mix:
     """Add the weighted deltas and scale the sum by one coefficient, lambda.
 
     A full sum of several adapters overshoots; lambda, given by ``scale``, pulls it back. Its

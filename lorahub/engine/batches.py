@@ -1,0 +1,250 @@
+"""Reading a plan's factors batch by batch, in bounded memory, and working on the batches.
+
+A batch is a few modules of one shape. Worker threads read a batch's factors into memory that
+they use again and compute on it; results come out in plan order whatever order batches finish
+in. On a CPU every large product is made module by module with one BLAS thread, so that no bit
+depends on the batch size or on the number of workers; on a GPU a batch is one launch per step,
+and the next batch is read while this one computes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from threading import Event, local
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from lorahub.engine.plan import Plan, PlannedModule
+from lorahub.errors import InvalidRecipeError, ResourceError
+from lorahub.events import Advanced, Listener, PhaseStarted
+from lorahub.formats.safetensors import TensorFile
+from lorahub.kernels.stack import Stack
+
+T = TypeVar("T")
+Work = Callable[[Sequence[PlannedModule], Stack], Sequence[T]]
+Allocate = Callable[[str, Sequence[int]], Tensor]
+
+CPU_BATCH_BYTES = 4 << 20
+"""Stacked float32 factors in a batch on a CPU: what a core's cache holds beside the rest."""
+
+GPU_BATCH_BYTES = 1 << 30
+"""The same on a GPU, at most a quarter of its free memory."""
+
+
+class Batches:
+    """The batches of a plan, open for reading. Use as a context manager."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        device: torch.device,
+        workers: int | None = None,
+        batch_bytes: int | None = None,
+    ) -> None:
+        """Open the sources of ``plan``.
+
+        Args:
+            plan: Whose factors are read.
+            device: Where batches are computed.
+            workers: Threads; None takes the CPUs this process may use, at most 8.
+            batch_bytes: Most bytes of stacked factors per batch (a module alone may have more).
+
+        Raises:
+            InvalidAdapterError: A source is damaged.
+        """
+        self.device = device
+        self.workers = workers or min(len(os.sched_getaffinity(0)), 8)
+        self._bytes = batch_bytes or _batch_bytes(device)
+        self._files: list[TensorFile] = []
+        self._buffers = _Buffers(device)
+        self._threads = torch.get_num_threads()
+        self._precision = torch.get_float32_matmul_precision()
+        # TF32 keeps ten bits of a product; the tolerances need all of them.
+        torch.set_float32_matmul_precision("highest")
+        try:
+            for adapter in plan.adapters:
+                self._files.append(TensorFile(adapter.weights_path))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the sources and give torch its settings back."""
+        torch.set_num_threads(self._threads)
+        torch.set_float32_matmul_precision(self._precision)
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def run(
+        self, plan: Plan, phase: str, work: Work[T], listener: Listener
+    ) -> Iterator[tuple[PlannedModule, T]]:
+        """Yield each module with what ``work`` made of it, in plan order.
+
+        ``work`` takes the modules of a batch and their `Stack` and returns one value per module.
+        At most workers + 1 batches are in flight. ``listener`` receives ``phase``; a module
+        counts as done when the consumer asks for the next one.
+
+        Raises:
+            ResourceError: A single module does not fit the GPU's memory.
+        """
+        listener(PhaseStarted(phase, len(plan.modules), "modules"))
+        done = 0
+        for modules, results in self._ordered(plan, work):
+            for module, result in zip(modules, results, strict=True):
+                yield module, result
+                done += 1
+                listener(Advanced(phase, done, module.name))
+
+    def _ordered(
+        self, plan: Plan, work: Work[T]
+    ) -> Iterator[tuple[Sequence[PlannedModule], Sequence[T]]]:
+        cancelled = Event()
+
+        def job(batch: Sequence[PlannedModule]) -> tuple[Sequence[PlannedModule], Sequence[T]]:
+            # Small kernels spin at barriers when BLAS splits them: one thread each, many workers.
+            if torch.get_num_threads() != 1:
+                torch.set_num_threads(1)
+            return batch, [] if cancelled.is_set() else self._work(plan, work, batch)
+
+        pending: deque[Future[tuple[Sequence[PlannedModule], Sequence[T]]]] = deque()
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="merge")
+        try:
+            for batch in _batches(plan, self._bytes):
+                pending.append(pool.submit(job, batch))
+                if len(pending) > self.workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            cancelled.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _work(self, plan: Plan, work: Work[T], batch: Sequence[PlannedModule]) -> Sequence[T]:
+        try:
+            with torch.inference_mode():
+                stack = read_stack(plan, self._files, batch, self._buffers.get)
+                return work(batch, stack.to_device(self.device))
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1:
+                raise ResourceError(
+                    f"module '{batch[0].name}' does not fit the memory of {self.device} "
+                    f"(its stacked factors have rank {batch[0].total_rank})",
+                    hint="use --device cpu, or merge fewer adapters at a time",
+                ) from error
+        # Outside the handler, whose traceback would keep the tensors that did not fit.
+        torch.cuda.empty_cache()
+        half = len(batch) // 2
+        first = list(self._work(plan, work, batch[:half]))
+        return first + list(self._work(plan, work, batch[half:]))
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of that name, ``auto`` being CUDA where there is one, else the CPU.
+
+    Raises:
+        InvalidRecipeError: No such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidRecipeError(
+            f"device '{name}' is not available here", hint="use --device auto or cpu"
+        ) from error
+    return device
+
+
+def read_stack(
+    plan: Plan,
+    files: Sequence[TensorFile],
+    batch: Sequence[PlannedModule],
+    allocate: Allocate,
+) -> Stack:
+    """Read the factors of same-shaped modules into a `Stack` made by ``allocate(name, shape)``."""
+    first = batch[0]
+    total = first.total_rank
+    B = allocate("B", (len(batch), first.d_out, total))
+    A = allocate("A", (len(batch), total, first.d_in))
+    coefficients = []
+    for i, module in enumerate(batch):
+        start = 0
+        row: list[float] = []
+        for member in module.members:
+            m = member.module
+            stop = start + m.rank
+            file = files[member.adapter]
+            file.read_into(m.key_b, B[i, :, start:stop])
+            file.read_into(m.key_a, A[i, start:stop])
+            row += [member.weight * member.factor * m.scaling] * m.rank
+            start = stop
+        coefficients.append(row)
+    return Stack(
+        B,
+        A,
+        torch.tensor(coefficients, dtype=torch.float64),
+        ranks=tuple(member.module.rank for member in first.members),
+        weights=tuple(member.weight for member in first.members),
+        seeds=tuple(module_seed(plan.seed, module.name) for module in batch),
+    )
+
+
+def module_seed(seed: int, module: str) -> int:
+    """The seed of a module's random choices, so that they do not depend on batches or order."""
+    digest = hashlib.sha256(f"{seed}:{module}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _batch_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return min(GPU_BATCH_BYTES, free // 4)
+    return CPU_BATCH_BYTES if device.type == "cpu" else GPU_BATCH_BYTES
+
+
+def _batches(plan: Plan, limit: int) -> Iterator[list[PlannedModule]]:
+    # Weights vary with the members, and a stack has one weight per adapter for all its modules.
+    for _, group in groupby(plan.modules, key=lambda m: (m.shape, m.weights)):
+        batch: list[PlannedModule] = []
+        for module in group:
+            size = module.total_rank * (module.d_in + module.d_out) * 4
+            if batch and (len(batch) + 1) * size > limit:
+                yield batch
+                batch = []
+            batch.append(module)
+        yield batch
+
+
+class _Buffers(local):
+    """Per-thread float32 scratch: converting into warm memory is several times faster."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._pinned = device.type == "cuda"
+        self._flat = {"A": torch.empty(0), "B": torch.empty(0)}
+
+    def get(self, name: str, shape: Sequence[int]) -> Tensor:
+        size = int(torch.Size(shape).numel())
+        if self._flat[name].numel() < size:
+            self._flat[name] = torch.empty(size, pin_memory=self._pinned)
+        return self._flat[name][:size].view(*shape)

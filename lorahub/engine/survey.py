@@ -1,0 +1,61 @@
+"""The pass before a merge that measures whole adapters, for plans that normalise them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from lorahub.engine.batches import Batches
+from lorahub.engine.plan import Plan, PlannedModule
+from lorahub.events import Listener
+from lorahub.kernels.stack import Stack, products
+
+UNEVEN = 2.0
+"""Ratio of norms or of mean ranks from which on ``normalize`` left open means yes."""
+
+
+def normalized(plan: Plan, batches: Batches, listener: Listener) -> Plan:
+    """The plan with the factors that give every adapter the same norm, where it asks for that.
+
+    An adapter's factor is the root of the mean energy of all adapters over its own, one scalar
+    for all its modules; the energy is the squared Frobenius norm of all its deltas. An adapter
+    whose deltas are all zero keeps 1. Where the plan leaves normalising open, it happens when
+    norms or mean ranks differ by more than a factor of two.
+    """
+    if plan.normalize is False or len(plan.adapters) == 1:
+        return replace(plan, normalize=False)
+    energies = [0.0] * len(plan.adapters)
+    ranks: list[list[int]] = [[] for _ in plan.adapters]
+
+    def work(modules: Sequence[PlannedModule], stack: Stack) -> list[list[float]]:
+        return _energies(modules, stack)
+
+    for module, found in batches.run(plan, "survey", work, listener):
+        for member, energy in zip(module.members, found, strict=True):
+            energies[member.adapter] += energy
+            ranks[member.adapter].append(member.module.rank)
+    alive = [e for e in energies if e > 0]
+    means = [sum(r) / len(r) for r in ranks]
+    uneven = bool(alive) and (
+        max(alive) > UNEVEN**2 * min(alive) or max(means) > UNEVEN * min(means)
+    )
+    if not alive or not (plan.normalize or uneven):
+        return replace(plan, normalize=False)
+    mean = sum(alive) / len(alive)
+    factors = [(mean / e) ** 0.5 if e > 0 else 1.0 for e in energies]
+    return plan.with_factors(factors)
+
+
+def _energies(modules: Sequence[PlannedModule], stack: Stack) -> list[list[float]]:
+    """Squared norm of every member's delta, unweighted, per module."""
+    columns = []
+    for B, A in zip(stack.split(stack.B, 2), stack.split(stack.A, 1), strict=True):
+        grams = products(B.mT, B) * products(A, A.mT)
+        columns.append(grams.sum((-2, -1), dtype=torch.float64).cpu())
+    found = torch.stack(columns, 1).tolist()
+    return [
+        [e * member.module.scaling**2 for e, member in zip(row, module.members, strict=True)]
+        for row, module in zip(found, modules, strict=True)
+    ]
