@@ -92,7 +92,7 @@ def test_sum_is_the_dense_sum(
     method: Method, seed: int, shape: tuple[int, int], ranks: list[int], data: st.DataObject
 ) -> None:
     if "sum" in method.exceptions:
-        assert "cross terms" in method.doc
+        assert "sum" in method.doc
         return
     weights = data.draw(st.lists(weight_values, min_size=len(ranks), max_size=len(ranks)))
     pairs = make_pairs(seed, *shape, ranks)
@@ -139,7 +139,8 @@ def test_an_adapter_minus_itself_is_zero(
 ) -> None:
     pairs = make_pairs(seed, *shape, [rank]) * 2
     found = merged(method, pairs, [1.0, -1.0])
-    if "sum" in method.exceptions:
+    if "cancel" in method.exceptions:
+        assert "minus itself" in method.doc
         return
     assert close(found, torch.zeros_like(found), size_of(pairs, [1.0, 1.0]))
 
@@ -157,7 +158,10 @@ def test_order_does_not_matter(
     assert close(one, other, size_of(pairs, weights))
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if "rank" in m.schema.model_fields])
+TRUNCATING = [m for m in METHODS if "rank" in m.schema.model_fields and "sum" not in m.exceptions]
+
+
+@pytest.mark.parametrize("method", TRUNCATING)
 @settings(max_examples=60, deadline=None)
 @given(seed=seeds, shape=shapes, ranks=rank_lists, k=st.integers(1, 8))
 def test_truncation_is_optimal_and_prefixes_are_too(

@@ -61,7 +61,9 @@ def merge(
         list[str], typer.Argument(metavar="REF[:WEIGHT]...", help="Adapters, or RECIPE.yaml.")
     ],
     method: Annotated[str | None, typer.Option("--method", help="See `lorahub methods`.")] = None,
-    rank: Annotated[int | None, typer.Option("--rank", help="Rank of the result.")] = None,
+    rank: Annotated[
+        str | None, typer.Option("--rank", help="Rank of the result, or auto (lego).")
+    ] = None,
     energy: Annotated[
         float | None, typer.Option("--energy", help="Share of the energy to keep, 0..1.")
     ] = None,
@@ -114,7 +116,7 @@ def merge(
             "seed": seed,
             "base": base,
         }
-        given = {"rank": rank, "energy": energy} | parse_parameters(parameter or [])
+        given = {"rank": _rank(rank), "energy": energy} | parse_parameters(parameter or [])
         recipe = _recipe(sources, options, given, name, output)
         with sink.progress(events=lines) as listener, Workspace.open() as workspace:
             if dry_run:
@@ -153,6 +155,10 @@ def merge(
                     ("kept", ", ".join(f"{k:.1%}" for k in check.retained)),
                 ),
             )
+
+
+def _rank(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.removeprefix("-").isdecimal() else text
 
 
 def parse_parameters(texts: list[str]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ T = TypeVar("T")
 Work = Callable[[Sequence[PlannedModule], Stack], Sequence[T]]
 Allocate = Callable[[str, Sequence[int]], Tensor]
 
-CPU_BATCH_BYTES = 4 << 20
+CPU_BATCH_BYTES = 8 << 20
 """Stacked float32 factors in a batch on a CPU: what a core's cache holds beside the rest."""
 
 GPU_BATCH_BYTES = 1 << 30

@@ -400,8 +400,8 @@ def _plan_modules(
     return tuple(sorted(planned, key=lambda p: (p.shape, p.name)))
 
 
-def _check_rank(rank: int | None, members: _Members, notes: list[str]) -> None:
-    if rank is None:
+def _check_rank(rank: object, members: _Members, notes: list[str]) -> None:
+    if not isinstance(rank, int):
         return
     possible = {
         name: min(sum(m.module.rank for m in g), g[0].module.d_in, g[0].module.d_out)

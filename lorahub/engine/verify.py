@@ -142,7 +142,7 @@ def _deviation(
     result.read_into(written.key_a, A[0, R:])
     gram_b, gram_a = B[0].mT @ B[0], A[0] @ A[0].mT
     known = stack.with_grams(gram_b[None, :R, :R], gram_a[None, :R, :R])
-    wanted = plan.method.definition(known, [report]).matrix()[0] * plan.scale
+    wanted = plan.method.definition(known, [report], plan.parameters).matrix()[0] * plan.scale
     found = torch.eye(k, dtype=torch.float64) * written.scaling
     distance = _norm(gram_b, torch.block_diag(-wanted, found), gram_a)
     # What no matrix of the written rank could have avoided.

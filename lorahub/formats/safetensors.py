@@ -7,7 +7,6 @@ than by the library because inspecting must not import torch and must say what i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -220,15 +219,11 @@ def torch_dtype(name: str) -> Any:  # noqa: ANN401 - torch.dtype, without import
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A tensor as it will stand in a file: dtype name, shape, bytes, sha256 (hex) of the bytes.
-
-    ``finite`` says whether all its values are finite numbers.
-    """
+    """A tensor as it will stand in a file, and whether all its values are finite numbers."""
 
     dtype: str
     shape: tuple[int, ...]
     data: memoryview
-    sha256: str
     finite: bool
 
 
@@ -240,7 +235,7 @@ def encode(tensor: Tensor, dtype: str) -> Encoded:
     # A sum is finite unless a value is not, or finite ones overflow it: then look at each.
     finite = math.isfinite(kept.sum(dtype=torch.float32)) or bool(torch.isfinite(kept).all())
     data = kept.view(-1).view(torch.uint8).numpy().data
-    return Encoded(dtype, tuple(kept.shape), data, hashlib.sha256(data).hexdigest(), finite)
+    return Encoded(dtype, tuple(kept.shape), data, finite)
 
 
 class Writer:

@@ -129,9 +129,24 @@ def _by_cholesky(stack: Stack, k: int) -> tuple[Tensor, Tensor, Tensor] | None:
 
 def _by_whitening(stack: Stack, M: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """(left, right, all singular values) of ``B @ M @ A``, with Gram matrices in float64."""
-    gram_b, gram_a = stack.precise_grams
+    left, right, sigma = factored(*stack.precise_grams, M)
+    return left[:, :, :k], right[:, :k], sigma
+
+
+def factored(gram_b: Tensor, gram_a: Tensor, M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Balanced singular factors of ``B @ M @ A`` from the Gram matrices of B and A.
+
+    Args:
+        gram_b: (m, R, R) float64, BᵀB.
+        gram_a: (m, R, R) float64, AAᵀ.
+        M: (m, R, R) or (R, R) float64.
+
+    Returns:
+        left (m, R, R), right (m, R, R) and sigma (m, R), descending: ``B @ left`` has the left
+        singular vectors times sqrt(sigma) as columns, ``right @ A`` the right ones as rows.
+    """
     W_b, K_b = whitened(gram_b)
     W_a, K_a = whitened(gram_a)
     U, sigma, Vh = torch.linalg.svd(K_b @ M @ K_a.mT)
-    root = sigma[:, :k].sqrt()
-    return W_b @ (U[:, :, :k] * root[:, None, :]), (W_a @ Vh[:, :k].mT * root[:, None, :]).mT, sigma
+    root = sigma.sqrt()
+    return W_b @ (U * root[:, None, :]), (W_a @ Vh.mT * root[:, None, :]).mT, sigma

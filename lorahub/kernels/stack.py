@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_STRIP = 32
+
+
 @dataclass(frozen=True)
 class Stack:
     """The factors of T adapters at m modules of one shape, side by side; R is the sum of ranks.
@@ -45,18 +48,18 @@ class Stack:
     @cached_property
     def gram_b(self) -> Tensor:
         """BᵀB, (m, R, R) float64, from products in the dtype of the factors."""
-        return _gram(self.B.mT)
+        return gram(self.B.mT)
 
     @cached_property
     def gram_a(self) -> Tensor:
         """AAᵀ, (m, R, R) float64, from products in the dtype of the factors."""
-        return _gram(self.A)
+        return gram(self.A)
 
     @cached_property
     def precise_grams(self) -> tuple[Tensor, Tensor]:
         """(BᵀB, AAᵀ) with products in float64, for stacks that are nearly dependent."""
         B, A = _core_home(self.B).double(), _core_home(self.A).double()
-        return _gram(B.mT), _gram(A)
+        return gram(B.mT), gram(A)
 
     @cached_property
     def unit_weights(self) -> Tensor:
@@ -75,9 +78,11 @@ class Stack:
         return replace(self, B=B, A=A, coefficients=self.coefficients.to(home))
 
     def with_grams(self, gram_b: Tensor, gram_a: Tensor) -> Stack:
-        """The same stack with Gram matrices that were made elsewhere, in float64 throughout."""
+        """The same stack with Gram matrices that were made elsewhere."""
         known = replace(self)
-        vars(known).update(gram_b=gram_b, gram_a=gram_a, precise_grams=(gram_b, gram_a))
+        vars(known).update(gram_b=gram_b, gram_a=gram_a)
+        if self.B.dtype == gram_b.dtype:
+            vars(known).update(precise_grams=(gram_b, gram_a))
         return known
 
     def split(self, factor: Tensor, dim: int) -> tuple[Tensor, ...]:
@@ -155,8 +160,21 @@ def products(X: Tensor, Y: Tensor) -> Tensor:
     return out
 
 
-def _gram(X: Tensor) -> Tensor:
-    return _core_home(products(X, X.mT)).double()
+def gram(X: Tensor) -> Tensor:
+    """``X Xᵀ`` of a batch of wide matrices, (m, R, R) float64, from products in X's dtype."""
+    import torch
+
+    if X.device.type != "cpu":
+        return _core_home(torch.bmm(X, X.mT)).double()
+    m, R, _ = X.shape
+    upper = torch.empty(m, R, R, dtype=X.dtype)
+    # Above the diagonal only, in strips: a symmetric product costs little more than half.
+    for i in range(m):
+        for j in range(0, R, _STRIP):
+            stop = j + _STRIP
+            torch.mm(X[i, j:stop], X[i, j:].mT, out=upper[i, j:stop, j:])
+    upper = upper.double().triu_()
+    return upper + upper.triu(1).mT
 
 
 def _core_home(x: Tensor) -> Tensor:

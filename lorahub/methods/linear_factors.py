@@ -9,7 +9,13 @@ from lorahub.kernels.stack import Mix, Stack
 from lorahub.methods.registry import largest_rank, method
 
 
-def factor_sum(stack: Stack, reports: Sequence[Mapping[str, Any]] = ()) -> Mix:
+def _definition(
+    stack: Stack, reports: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]
+) -> Mix:
+    return _factor_sum(stack)
+
+
+def _factor_sum(stack: Stack) -> Mix:
     """(sum of sqrt|c| B)(sum of sign(c) sqrt|c| A), over adapters of one rank."""
     import torch
 
@@ -23,16 +29,16 @@ def factor_sum(stack: Stack, reports: Sequence[Mapping[str, Any]] = ()) -> Mix:
     title="Linear combination of the factors",
     paper="PEFT add_weighted_adapter, combination_type='linear'",
     rank_bound=largest_rank,
-    definition=factor_sum,
+    definition=_definition,
     equal_ranks=True,
-    exceptions=frozenset({"gauge", "sum"}),
+    exceptions=frozenset({"gauge", "sum", "cancel"}),
 )
 def linear_factors(stack: Stack) -> Mix:
     """Add the A factors and the B factors separately, as PEFT's ``linear`` does.
 
     The product of two sums has cross terms between adapters that were never trained together:
     it is about as far from the sum of the deltas as that sum is from zero, and it depends on
-    the gauge of the inputs (their rank order and signs). It is here for parity only; ``svd``
+    the gauge of the inputs (their rank order and signs), and an adapter minus itself is not zero. It is here for parity only; ``svd``
     at the same rank is the merge that was meant. All adapters must have the same rank.
     """
-    return factor_sum(stack)
+    return _factor_sum(stack)

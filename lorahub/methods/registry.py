@@ -31,7 +31,7 @@ ENTRY_POINT_GROUP = "lorahub.methods"
 
 RankBound = Callable[[Sequence[int], int, Mapping[str, Any]], int]
 MergeRule = Callable[..., Mix]
-Definition = Callable[[Stack, Sequence[Mapping[str, Any]]], Mix]
+Definition = Callable[[Stack, Sequence[Mapping[str, Any]], Mapping[str, Any]], Mix]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,9 @@ class Method:
         schema: pydantic model of the parameters.
         rank_bound: Largest rank a module may come out with, from its members' ranks, the
             smaller of d_in and d_out, and the parameters.
-        definition: Function that gives, from a float64 stack and the modules' reports, the
-            mixture whose delta the method defines before any truncation; the exact weighted sum
-            by default. `verify` uses it.
+        definition: Function that gives, from a float64 stack, the modules' reports and the
+            parameters, the mixture whose delta the method defines before any truncation; the
+            exact weighted sum by default. `verify` uses it.
         default_scale: Scale applied when none is asked for, from the number of adapters.
         normalize: Whether adapters get equal norms first, when nothing is asked for; None
             leaves it to how much their norms and ranks differ.
@@ -122,7 +122,9 @@ def largest_rank(ranks: Sequence[int], limit: int, parameters: Mapping[str, Any]
     return max(ranks)
 
 
-def weighted_sum(stack: Stack, reports: Sequence[Mapping[str, Any]]) -> Mix:
+def weighted_sum(
+    stack: Stack, reports: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]
+) -> Mix:
     """Definition of the linear family: the exact sum of the weighted deltas."""
     from lorahub.kernels.lowrank import exact_sum
 

@@ -1,0 +1,290 @@
+"""LoRA-LEGO's minimal semantic units and their clusters, from Gram matrices alone.
+
+A unit is one row of A with the column of B that belongs to it, one vector [a ; b] (Zhao et al.,
+ICLR 2025, arXiv 2409.16167). Here a unit is folded: scaling and the sign of the weight are part
+of it, and both halves have the same norm, the root of the norm of its term b aᵀ.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lorahub.kernels.kmeans import Clusters, cluster, sign_of
+from lorahub.kernels.lowrank import factored
+from lorahub.kernels.stack import Mix, Stack
+
+Features = Literal["unit_halves", "raw"]
+Gauge = Literal["native", "svd"]
+Norm = Literal["l2", "linf"]
+
+DOMINANT = 0.5
+"""Share of the pool that one cluster may hold before the clustering is called bad."""
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """The pool of units of m modules.
+
+    Attributes:
+        left: (m, R, R) float64; column i makes the b half of unit i from the stacked columns.
+        right: (m, R, R) float64; row i makes its a half from the stacked rows.
+        gram_b: (m, R, R) inner products of the b halves.
+        gram_a: (m, R, R) inner products of the a halves.
+        weights: (m, R) size of the weight of the unit's adapter; 0 for units that are zero.
+        rank: Mean rank of the adapters with a weight.
+    """
+
+    left: Tensor
+    right: Tensor
+    gram_b: Tensor
+    gram_a: Tensor
+    weights: Tensor
+    rank: float
+
+    def module(self, i: int) -> Units:
+        """The pool of module i alone."""
+        one = slice(i, i + 1)
+        return Units(
+            self.left[one],
+            self.right[one],
+            self.gram_b[one],
+            self.gram_a[one],
+            self.weights[one],
+            self.rank,
+        )
+
+
+def units_of(stack: Stack, gauge: Gauge) -> Units:
+    """The folded units of a stack, as they are or in each adapter's own singular vectors."""
+    if gauge == "svd":
+        gram_b, gram_a = stack.precise_grams
+        left, right = _singular(stack, gram_b, gram_a)
+        gram_b, gram_a = left.mT @ gram_b @ left, right @ gram_a @ right.mT
+    else:
+        gram_b, gram_a = stack.gram_b, stack.gram_a
+        left = right = torch.eye(gram_b.shape[-1], dtype=gram_b.dtype, device=gram_b.device)
+    weights = stack.unit_weights.abs()
+    fold = stack.coefficients / torch.where(weights > 0, weights, 1.0)
+    norm_b = gram_b.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+    norm_a = gram_a.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+    size = fold.abs() * norm_a * norm_b
+    alive = size > 0
+    half = size.sqrt()
+    to_b = torch.where(alive, fold.sign() * half / torch.where(alive, norm_b, 1.0), 0.0)
+    to_a = torch.where(alive, half / torch.where(alive, norm_a, 1.0), 0.0)
+    present = [r for r, w in zip(stack.ranks, stack.weights, strict=True) if w != 0]
+    return Units(
+        left * to_b[:, None, :],
+        right * to_a[:, :, None],
+        gram_b * to_b[:, :, None] * to_b[:, None, :],
+        gram_a * to_a[:, :, None] * to_a[:, None, :],
+        torch.where(alive, weights, 0.0),
+        sum(present) / len(present) if present else 1.0,
+    )
+
+
+def _singular(stack: Stack, gram_b: Tensor, gram_a: Tensor) -> tuple[Tensor, Tensor]:
+    """Per adapter, the mixtures that turn its factors into its own singular vectors.
+
+    The signs of singular vectors are arbitrary; the largest coefficient of every b half is made
+    positive.
+    """
+    left, right = torch.zeros_like(gram_b), torch.zeros_like(gram_a)
+    start = 0
+    for rank in stack.ranks:
+        part = slice(start, start + rank)
+        one = torch.eye(rank, dtype=gram_b.dtype, device=gram_b.device)
+        L, V, _ = factored(gram_b[:, part, part], gram_a[:, part, part], one)
+        pivot = L.gather(1, L.abs().argmax(1, keepdim=True))
+        sign = sign_of(pivot)
+        left[:, part, part], right[:, part, part] = L * sign, V * sign.mT
+        start = part.stop
+    return left, right
+
+
+def features_of(units: Units, features: Features) -> Tensor:
+    """(m, R, R) float64: inner products of the vectors that are clustered.
+
+    They are rounded to a millionth of the largest, more than float32 products know: what is a
+    tie but for rounding then is one, and is broken by the order of the units' sizes.
+    """
+    if features == "raw":
+        gram = units.gram_a + units.gram_b
+    else:
+        gram = _correlation(units.gram_a) + _correlation(units.gram_b)
+    largest = gram.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None]
+    step = torch.where(largest > 0, largest, 1.0) * 2.0**-20
+    return (gram / step).round() * step
+
+
+def _correlation(gram: Tensor) -> Tensor:
+    norm = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+    norm = torch.where(norm > 0, norm, 1.0)
+    return gram / (norm[:, :, None] * norm[:, None, :])
+
+
+def clustered(
+    units: Units,
+    gram: Tensor,
+    k: int,
+    *,
+    seeds: Sequence[int],
+    restarts: int,
+    align: bool,
+) -> tuple[Clusters, tuple[int, ...]]:
+    """k-means of the units, in an order that does not depend on how they were given.
+
+    Modules with no more than k units that are not zero need no clustering: every unit is its
+    own cluster.
+
+    Returns:
+        The clusters, and the number of clusters in use per module, at least 1.
+    """
+    m, R, _ = gram.shape
+    size = (units.gram_a.diagonal(dim1=-2, dim2=-1)).masked_fill(units.weights == 0, -1.0)
+    order = size.argsort(dim=-1, descending=True, stable=True)
+    pool = (units.weights > 0).sum(-1)
+    labels = torch.empty_like(order)
+    labels.scatter_(1, order, torch.arange(R, device=order.device).expand(m, R).clamp_max(k - 1))
+    signs = torch.ones_like(units.weights)
+    inertia = torch.zeros(m, dtype=gram.dtype, device=gram.device)
+    busy = (pool > k).nonzero()[:, 0]
+    if len(busy):
+        some = order[busy]
+        found = cluster(
+            gram[busy].gather(1, some[:, :, None].expand(-1, -1, R)).gather(
+                2, some[:, None, :].expand(-1, R, -1)
+            ),
+            units.weights[busy].gather(1, some),
+            k,
+            seeds=[seeds[i] for i in busy.tolist()],
+            restarts=restarts,
+            align=align,
+        )  # fmt: skip
+        labels[busy] = torch.empty_like(some).scatter_(1, some, found.labels)
+        signs[busy] = torch.empty_like(found.signs).scatter_(1, some, found.signs)
+        inertia[busy] = found.inertia
+    return Clusters(labels, signs, inertia), tuple(min(k, max(1, n)) for n in pool.tolist())
+
+
+def clustered_by_energy(
+    units: Units,
+    gram: Tensor,
+    energy: float,
+    *,
+    seeds: Sequence[int],
+    restarts: int,
+    align: bool,
+) -> tuple[Clusters, tuple[int, ...]]:
+    """As `clustered`, with the smallest k per module whose clusters explain ``energy``.
+
+    What is explained is 1 - inertia / energy of all units; it grows with k but for the luck of
+    the starts, so k is found by bisection.
+    """
+    found: list[Clusters] = []
+    ranks: list[int] = []
+    for i, seed in enumerate(seeds):
+        one, own = units.module(i), gram[i : i + 1]
+        whole = float(_energy(one, own))
+        low, high = 1, max(1, int((one.weights > 0).sum()))
+        while True:
+            k = (low + high) // 2
+            clusters, (used,) = clustered(one, own, k, seeds=[seed], restarts=restarts, align=align)
+            if low == high:
+                break
+            enough = float(clusters.inertia) <= (1 - energy) * whole
+            low, high = (low, k) if enough else (k + 1, high)
+        found.append(clusters)
+        ranks.append(used)
+    parts = [torch.cat([getattr(c, f.name) for c in found]) for f in fields(Clusters)]
+    return Clusters(*parts), tuple(ranks)
+
+
+def _energy(units: Units, gram: Tensor) -> Tensor:
+    """(m,) weighted squared norms of the clustered vectors."""
+    return (units.weights * gram.diagonal(dim1=-2, dim2=-1)).sum(-1)
+
+
+def merged_units(
+    stack: Stack,
+    units: Units,
+    clusters: Clusters,
+    k: int,
+    *,
+    parameter_reweighting: bool,
+    output_reweighting: bool,
+    norm: Norm,
+) -> Mix:
+    """The clusters' weighted means as ranks, with LoRA-LEGO's dual reweighting.
+
+    Parameter reweighting gives every mean the mean norm of its members, which averaging lowers;
+    output reweighting multiplies the delta by sqrt(mean rank of the inputs / ranks of the
+    result). Both are folded into the factors.
+    """
+    members = torch.zeros(
+        *clusters.labels.shape, k, dtype=torch.float64, device=stack.gram_b.device
+    )
+    members.scatter_(-1, clusters.labels[..., None], (units.weights * clusters.signs)[..., None])
+    mass = members.abs().sum(-2)
+    means = members / torch.where(mass > 0, mass, 1.0)[:, None, :]
+    left, right = units.left @ means, means.mT @ units.right
+    used = (mass > 0).sum(-1)
+    factor = torch.ones_like(mass)
+    if parameter_reweighting:
+        belongs = (members != 0).to(members.dtype)
+        count = belongs.sum(-2).clamp_min(1)
+        own, reached = _norms(stack, units, left, right, means, norm)
+        wanted = (belongs * own[..., None]).sum(-2) / count
+        factor = torch.where(reached > 1e-12 * wanted, wanted / reached.clamp_min(1e-300), 0.0)
+    if output_reweighting:
+        factor = factor * (units.rank / used.clamp_min(1).to(factor.dtype)).pow(0.25)[:, None]
+    return Mix(left * factor[:, None, :], right * factor[:, :, None])
+
+
+def _norms(
+    stack: Stack, units: Units, left: Tensor, right: Tensor, means: Tensor, norm: Norm
+) -> tuple[Tensor, Tensor]:
+    """Norms (m, R) of the units and (m, k) of the clusters' means."""
+    if norm == "linf":
+        parts = []
+        for to_b, to_a in ((units.left, units.right), (left, right)):
+            factors = Mix(to_b, to_a).apply(stack)
+            largest = torch.maximum(factors.B.abs().amax(1), factors.A.abs().amax(2))
+            parts.append(largest.to(means.device, torch.float64))
+        return parts[0], parts[1]
+    gram = units.gram_a + units.gram_b
+    reached = (means * (gram @ means)).sum(-2).clamp_min(0).sqrt()
+    return gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt(), reached
+
+
+def report_of(clusters: Clusters, units: Units, gram: Tensor) -> list[dict[str, Any]]:
+    """Per module: signed labels (1-based; 0 for units of no weight), sizes, share of energy."""
+    reports: list[dict[str, Any]] = []
+    alive = units.weights > 0
+    labels = torch.where(alive, clusters.signs * (clusters.labels + 1), 0.0).long()
+    energy = _energy(units, gram)
+    share = 1 - clusters.inertia / torch.where(energy > 0, energy, 1.0)
+    for row, kept in zip(labels.tolist(), share.tolist(), strict=True):
+        counts = Counter(abs(label) for label in row if label)
+        sizes = [counts[label] for label in sorted(counts)]
+        report: dict[str, Any] = {"labels": row, "sizes": sizes, "explained": round(kept, 6)}
+        if len(sizes) > 1 and max(sizes) > DOMINANT * sum(sizes):
+            report["warning"] = "one cluster holds over half of the units"
+        reports.append(report)
+    return reports
+
+
+def clusters_from(reports: Sequence[Mapping[str, Any]], device: torch.device) -> Clusters:
+    """The clusters that `report_of` described."""
+    signed = torch.tensor([r["labels"] for r in reports], device=device)
+    return Clusters(
+        (signed.abs() - 1).clamp_min(0),
+        sign_of(signed.double()),
+        torch.zeros(len(reports), dtype=torch.float64, device=device),
+    )
