@@ -63,34 +63,37 @@ def cluster(
 
 
 def lloyd(
-    gram: Tensor, weights: Tensor, start: tuple[Tensor, Tensor], k: int, *, align: bool
+    gram: Tensor, weights: Tensor, start: tuple[Tensor, Tensor, Tensor], k: int, *, align: bool
 ) -> Clusters:
     """Lloyd's algorithm from given assignments; the restart of lowest inertia per module.
 
     Args:
         gram: (m, R, R) float64.
         weights: (m, R) float64.
-        start: Labels (m, s, R) int64 and signs (m, s, R) of s starts.
+        start: Of s starts, labels (m, s, R) int64, signs (m, s, R) and squared distances to the
+            centres they came from (m, s, R).
         k: Number of clusters.
         align: Whether a point and its negative count as the same.
     """
-    labels, signs = start
+    labels, signs, distances = start
+    labels, signs = _fill_empty(labels, signs, weights, distances, k)
+    counts = (weights > 0)[:, None]
     inertia = torch.full(labels.shape[:2], math.inf, dtype=gram.dtype, device=gram.device)
     for _ in range(MAX_STEPS):
         squares, cross = _distances(gram, weights, labels, signs, k)
         closeness = 2 * cross.abs() if align else 2 * cross
-        distances = squares - closeness
-        nearest, new = distances.min(-1)
+        nearest, new = (squares - closeness).min(-1)
         own = gram.diagonal(dim1=-2, dim2=-1)[:, None]
         lowered = (weights[:, None] * (nearest + own).clamp_min(0)).sum(-1)
-        moved = (new != labels).any(-1) & (lowered < inertia)
+        sign = torch.ones_like(signs)
+        if align:
+            sign = sign_of(cross.gather(-1, new[..., None])[..., 0])
+        changed = (new != labels) | (sign != signs)
+        moved = (changed & counts).any(-1) & (lowered < inertia)
         if not bool(moved.any()):
             break
         # A start that has come to rest stays as it is, whatever the others still do.
         inertia = torch.where(moved, lowered, inertia)
-        sign = torch.ones_like(signs)
-        if align:
-            sign = sign_of(cross.gather(-1, new[..., None])[..., 0])
         labels = torch.where(moved[..., None], new, labels)
         signs = torch.where(moved[..., None], sign, signs)
         labels, signs = _fill_empty(labels, signs, weights, nearest + own, k)
@@ -134,13 +137,15 @@ def _fill_empty(
 ) -> tuple[Tensor, Tensor]:
     """Give every empty cluster the point that lies farthest from its mean, and so on."""
     present = torch.zeros(*labels.shape[:2], k, dtype=labels.dtype, device=labels.device)
-    present.scatter_(-1, labels, (weights[:, None] > 0).to(labels.dtype).expand_as(labels))
+    present.scatter_add_(-1, labels, (weights[:, None] > 0).to(labels.dtype).expand_as(labels))
     empty = present == 0
     if not bool(empty.any()):
         return labels, signs
     labels = labels.clone()
     for m, s in empty.any(-1).nonzero().tolist():
-        far = torch.where(weights[m] > 0, distances[m, s], -1.0).argsort(descending=True)
+        far = torch.where(weights[m] > 0, distances[m, s], -1.0).argsort(
+            descending=True, stable=True
+        )
         for cluster_, point in zip(
             empty[m, s].nonzero()[:, 0].tolist(), far.tolist(), strict=False
         ):
@@ -148,15 +153,15 @@ def _fill_empty(
     return labels, signs
 
 
-def _nearest_point(gram: Tensor, centres: Tensor, align: bool) -> tuple[Tensor, Tensor]:
-    """Labels and signs of all points for centres that are themselves points (m, s, k)."""
+def _nearest_point(gram: Tensor, centres: Tensor, align: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels, signs and squared distances for centres that are themselves points (m, s, k)."""
     rows = torch.arange(gram.shape[0], device=gram.device)[:, None, None]
     cross = gram[rows, centres].mT
     squares = gram.diagonal(dim1=-2, dim2=-1)[rows, centres][:, :, None]
-    labels = (squares - 2 * (cross.abs() if align else cross)).argmin(-1)
+    nearest, labels = (squares - 2 * (cross.abs() if align else cross)).min(-1)
     picked = cross.gather(-1, labels[..., None])[..., 0]
     signs = sign_of(picked) if align else torch.ones_like(picked)
-    return labels, signs
+    return labels, signs, nearest + gram.diagonal(dim1=-2, dim2=-1)[:, None]
 
 
 def _seeding(

@@ -92,17 +92,17 @@ def units_of(stack: Stack, gauge: Gauge) -> Units:
 def _singular(stack: Stack, gram_b: Tensor, gram_a: Tensor) -> tuple[Tensor, Tensor]:
     """Per adapter, the mixtures that turn its factors into its own singular vectors.
 
-    The signs of singular vectors are arbitrary; the largest coefficient of every b half is made
-    positive.
+    The signs of singular vectors are arbitrary; here the entries of every b half have a positive
+    sum, which no rotation of the inputs changes.
     """
+    sums = stack.B.sum(1, dtype=torch.float64).to(gram_b.device)[:, None]
     left, right = torch.zeros_like(gram_b), torch.zeros_like(gram_a)
     start = 0
     for rank in stack.ranks:
         part = slice(start, start + rank)
         one = torch.eye(rank, dtype=gram_b.dtype, device=gram_b.device)
         L, V, _ = factored(gram_b[:, part, part], gram_a[:, part, part], one)
-        pivot = L.gather(1, L.abs().argmax(1, keepdim=True))
-        sign = sign_of(pivot)
+        sign = sign_of(sums[:, :, part] @ L)
         left[:, part, part], right[:, part, part] = L * sign, V * sign.mT
         start = part.stop
     return left, right
@@ -118,7 +118,8 @@ def features_of(units: Units, features: Features) -> Tensor:
         gram = units.gram_a + units.gram_b
     else:
         gram = _correlation(units.gram_a) + _correlation(units.gram_b)
-    largest = gram.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None]
+    own = torch.where(units.weights > 0, gram.diagonal(dim1=-2, dim2=-1), 0.0)
+    largest = own.amax(-1)[:, None, None]
     step = torch.where(largest > 0, largest, 1.0) * 2.0**-20
     return (gram / step).round() * step
 
@@ -230,7 +231,9 @@ def merged_units(
     members = torch.zeros(
         *clusters.labels.shape, k, dtype=torch.float64, device=stack.gram_b.device
     )
-    members.scatter_(-1, clusters.labels[..., None], (units.weights * clusters.signs)[..., None])
+    # Units of no weight may have a label beyond k; they count nowhere.
+    labels = clusters.labels.clamp_max(k - 1)
+    members.scatter_(-1, labels[..., None], (units.weights * clusters.signs)[..., None])
     mass = members.abs().sum(-2)
     means = members / torch.where(mass > 0, mass, 1.0)[:, None, :]
     left, right = units.left @ means, means.mT @ units.right

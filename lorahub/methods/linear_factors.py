@@ -37,8 +37,9 @@ def linear_factors(stack: Stack) -> Mix:
     """Add the A factors and the B factors separately, as PEFT's ``linear`` does.
 
     The product of two sums has cross terms between adapters that were never trained together:
-    it is about as far from the sum of the deltas as that sum is from zero, and it depends on
-    the gauge of the inputs (their rank order and signs), and an adapter minus itself is not zero. It is here for parity only; ``svd``
-    at the same rank is the merge that was meant. All adapters must have the same rank.
+    it is about as far from the sum of the deltas as that sum is from zero, it depends on the
+    gauge of the inputs (their rank order and signs), and an adapter minus itself is not zero.
+    It is here for parity only; ``svd`` at the same rank is the merge that was meant. All
+    adapters must have the same rank.
     """
     return _factor_sum(stack)
