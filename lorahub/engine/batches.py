@@ -39,6 +39,10 @@ GPU_BATCH_BYTES = 1 << 30
 """The same on a GPU, at most a quarter of its free memory."""
 
 
+GRAM_CACHE_BYTES = 32 << 20
+"""Gram matrices kept between passes over the same factors."""
+
+
 class Batches:
     """The batches of a plan, open for reading. Use as a context manager."""
 
@@ -66,6 +70,9 @@ class Batches:
         self._bytes = batch_bytes or _batch_bytes(device)
         self._files: list[TensorFile] = []
         self._buffers = _Buffers(device)
+        self._grams: dict[str, tuple[Tensor, Tensor]] = {}
+        self._keep = False
+        self._room = GRAM_CACHE_BYTES
         self._threads = torch.get_num_threads()
         self._precision = torch.get_float32_matmul_precision()
         # TF32 keeps ten bits of a product; the tolerances need all of them.
@@ -96,19 +103,27 @@ class Batches:
         self.close()
 
     def run(
-        self, plan: Plan, phase: str, work: Work[T], listener: Listener
+        self,
+        plan: Plan,
+        phase: str,
+        work: Work[T],
+        listener: Listener,
+        *,
+        keep_grams: bool = False,
     ) -> Iterator[tuple[PlannedModule, T]]:
         """Yield each module with what ``work`` made of it, in plan order.
 
         ``work`` takes the modules of a batch and their `Stack` and returns one value per module.
         At most workers + 1 batches are in flight. ``listener`` receives ``phase``; a module
-        counts as done when the consumer asks for the next one.
+        counts as done when the consumer asks for the next one. With ``keep_grams`` the Gram
+        matrices that ``work`` asked for are kept for a later pass, as far as they are small.
 
         Raises:
             ResourceError: A single module does not fit the GPU's memory.
         """
         listener(PhaseStarted(phase, len(plan.modules), "modules"))
         done = 0
+        self._keep = keep_grams
         for modules, results in self._ordered(plan, work):
             for module, result in zip(modules, results, strict=True):
                 yield module, result
@@ -143,7 +158,11 @@ class Batches:
         try:
             with torch.inference_mode():
                 stack = read_stack(plan, self._files, batch, self._buffers.get)
-                return work(batch, stack.to_device(self.device))
+                stack = self._remembered(batch, stack.to_device(self.device))
+                results = work(batch, stack)
+                if self._keep:
+                    self._remember(batch, stack)
+                return results
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 raise ResourceError(
@@ -156,6 +175,25 @@ class Batches:
         half = len(batch) // 2
         first = list(self._work(plan, work, batch[:half]))
         return first + list(self._work(plan, work, batch[half:]))
+
+    def _remembered(self, batch: Sequence[PlannedModule], stack: Stack) -> Stack:
+        known = [self._grams.get(module.name) for module in batch]
+        found = [grams for grams in known if grams is not None]
+        if len(found) < len(batch):
+            return stack
+        gram_b, gram_a = (torch.cat(side) for side in zip(*found, strict=True))
+        return stack.with_grams(gram_b, gram_a)
+
+    def _remember(self, batch: Sequence[PlannedModule], stack: Stack) -> None:
+        """Keep what another pass over the factors would compute again, while it is little."""
+        for i, module in enumerate(batch):
+            grams = stack.known_grams(i)
+            if grams is None or module.name in self._grams:
+                return
+            self._room -= 2 * grams[0].nbytes
+            if self._room < 0:
+                return
+            self._grams[module.name] = grams
 
 
 def pick_device(name: str) -> torch.device:

@@ -8,7 +8,7 @@ under a budget; and the merge itself, which is written in plan order.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from lorahub.events import Listener, ignore
 from lorahub.formats.peft import tensor_keys
 from lorahub.formats.safetensors import Encoded, Writer, encode, encode_header
 from lorahub.kernels.allocation import allocate
-from lorahub.kernels.lowrank import balanced_split, canonical
+from lorahub.kernels.lowrank import canonical
 from lorahub.kernels.stack import Mix, Stack
 
 MIX_CACHE_BYTES = 32 << 20
@@ -143,7 +143,7 @@ def _allocated(
         sigma = mix.sigma.cpu()
         for i, kept in enumerate(mix.ranks or ()):
             sigma[i, kept:] = 0
-        return [(sigma[i], _one(mix, i)) for i in range(len(modules))]
+        return [(sigma[i], mix.module(i)) for i in range(len(modules))]
 
     spectra = []
     room = MIX_CACHE_BYTES
@@ -156,18 +156,6 @@ def _allocated(
     areas = [m.d_in * m.d_out for m in plan.modules]
     ranks = allocate(spectra, widths, plan.budget.parameters, plan.budget.rule, areas=areas)
     return {m.name: max(r, 1) for m, r in zip(plan.modules, ranks, strict=True)}
-
-
-def _one(mix: Mix, i: int) -> Mix:
-    """The mixture of module ``i`` alone."""
-    return replace(
-        mix,
-        left=mix.left[i : i + 1].clone(),
-        right=mix.right[i : i + 1].clone(),
-        ranks=mix.ranks and mix.ranks[i : i + 1],
-        sigma=mix.sigma[i : i + 1] if mix.sigma is not None else None,
-        reports=mix.reports and mix.reports[i : i + 1],
-    )
 
 
 def _mixed(plan: Plan, modules: Sequence[PlannedModule], stack: Stack) -> Mix:
@@ -189,20 +177,20 @@ def _merge(
     cache: Mapping[str, Mix],
 ) -> list[_Merged]:
     if cache and all(m.name in cache for m in modules):
-        mixes = [(cache[m.name], _alone(stack, i)) for i, m in enumerate(modules)]
+        mixes = [(cache[m.name], stack.module(i)) for i, m in enumerate(modules)]
     else:
         mix = _mixed(plan, modules, stack)
         mixes = [(mix if ranks is None else canonical(stack, mix), stack)]
     done: list[_Merged] = []
-    left, right = _scale_split(plan.scale)
     for mix, part in mixes:
-        factors = mix.apply(part)
-        for i in range(factors.B.shape[0]):
-            module = modules[len(done)]
-            rank = factors.B.shape[2] if mix.ranks is None else mix.ranks[i]
-            rank = rank if ranks is None else ranks[module.name]
-            A = encode(factors.A[i, :rank] * right, plan.dtype)
-            B = encode(factors.B[i, :, :rank] * left, plan.dtype)
+        some = modules[len(done) : len(done) + len(part.seeds)]
+        kept = mix.ranks or [mix.left.shape[-1]] * len(some)
+        if ranks is not None:
+            kept = [ranks[m.name] for m in some]
+        factors = mix.cut(kept).scaled(plan.scale).apply(part)
+        for i, (module, rank) in enumerate(zip(some, kept, strict=True)):
+            A = encode(factors.A[i, :rank], plan.dtype)
+            B = encode(factors.B[i, :, :rank], plan.dtype)
             if not (A.finite and B.finite):
                 # NaN and Inf in a source reach the result whatever the method, so that only a
                 # bad result pays for finding out where from.
@@ -214,21 +202,6 @@ def _merge(
             report = dict(mix.reports[i]) if mix.reports else {}
             done.append(_Merged(A, B, rank, report))
     return done
-
-
-def _alone(stack: Stack, i: int) -> Stack:
-    return replace(
-        stack,
-        B=stack.B[i : i + 1],
-        A=stack.A[i : i + 1],
-        coefficients=stack.coefficients[i : i + 1],
-        seeds=stack.seeds[i : i + 1],
-    )
-
-
-def _scale_split(scale: float) -> tuple[float, float]:
-    left, right = balanced_split(torch.tensor(scale, dtype=torch.float64))
-    return float(left), float(right)
 
 
 def _name_the_bad_factor(plan: Plan, batch: Sequence[PlannedModule], stack: Stack) -> None:

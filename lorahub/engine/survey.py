@@ -10,7 +10,7 @@ import torch
 from lorahub.engine.batches import Batches
 from lorahub.engine.plan import Plan, PlannedModule
 from lorahub.events import Listener
-from lorahub.kernels.stack import Stack, products
+from lorahub.kernels.stack import Stack
 
 UNEVEN = 2.0
 """Ratio of norms or of mean ranks from which on ``normalize`` left open means yes."""
@@ -32,7 +32,7 @@ def normalized(plan: Plan, batches: Batches, listener: Listener) -> Plan:
     def work(modules: Sequence[PlannedModule], stack: Stack) -> list[list[float]]:
         return _energies(modules, stack)
 
-    for module, found in batches.run(plan, "survey", work, listener):
+    for module, found in batches.run(plan, "survey", work, listener, keep_grams=True):
         for member, energy in zip(module.members, found, strict=True):
             energies[member.adapter] += energy
             ranks[member.adapter].append(member.module.rank)
@@ -50,10 +50,13 @@ def normalized(plan: Plan, batches: Batches, listener: Listener) -> Plan:
 
 def _energies(modules: Sequence[PlannedModule], stack: Stack) -> list[list[float]]:
     """Squared norm of every member's delta, unweighted, per module."""
+    product = stack.gram_b * stack.gram_a
     columns = []
-    for B, A in zip(stack.split(stack.B, 2), stack.split(stack.A, 1), strict=True):
-        grams = products(B.mT, B) * products(A, A.mT)
-        columns.append(grams.sum((-2, -1), dtype=torch.float64).cpu())
+    start = 0
+    for rank in stack.ranks:
+        part = slice(start, start + rank)
+        columns.append(product[:, part, part].sum((-2, -1)))
+        start = part.stop
     found = torch.stack(columns, 1).tolist()
     return [
         [e * member.module.scaling**2 for e, member in zip(row, module.members, strict=True)]

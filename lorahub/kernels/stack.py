@@ -7,6 +7,7 @@ large the module is, and returns a `Mix`: the two small matrices of coefficients
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -85,6 +86,25 @@ class Stack:
             vars(known).update(precise_grams=(gram_b, gram_a))
         return known
 
+    def known_grams(self, i: int) -> tuple[Tensor, Tensor] | None:
+        """The Gram matrices of module i, (1, R, R) each, where they were already computed."""
+        known = vars(self)
+        if "gram_b" not in known or "gram_a" not in known:
+            return None
+        one = slice(i, i + 1)
+        return self.gram_b[one].clone(), self.gram_a[one].clone()
+
+    def module(self, i: int) -> Stack:
+        """The stack of module i alone."""
+        one = slice(i, i + 1)
+        return replace(
+            self,
+            B=self.B[one],
+            A=self.A[one],
+            coefficients=self.coefficients[one],
+            seeds=self.seeds[one],
+        )
+
     def split(self, factor: Tensor, dim: int) -> tuple[Tensor, ...]:
         """Cut a stacked tensor along its rank dimension into one view per adapter."""
         parts: tuple[Tensor, ...] = factor.split(list(self.ranks), dim=dim)
@@ -138,6 +158,33 @@ class Mix:
             return Factors(B.to(stack.B.device, dtype), A.to(stack.B.device, dtype))
         left, right = (x.to(stack.B.device, dtype) for x in (self.left, self.right))
         return Factors(products(stack.B, left), products(right, stack.A))
+
+    def module(self, i: int) -> Mix:
+        """The mixture of module i alone, in memory of its own."""
+        one = slice(i, i + 1)
+        return replace(
+            self,
+            left=self.left[one].clone(),
+            right=self.right[one].clone(),
+            ranks=self.ranks and self.ranks[one],
+            sigma=self.sigma[one].clone() if self.sigma is not None else None,
+            reports=self.reports[one] if self.reports else (),
+        )
+
+    def cut(self, ranks: Sequence[int]) -> Mix:
+        """The first ranks of each module, as many as given."""
+        k = max(ranks)
+        if self.left.ndim == 2 or k == self.left.shape[2]:
+            return replace(self, ranks=tuple(ranks))
+        left, right = self.left[:, :, :k], self.right[:, :k]
+        return replace(self, left=left, right=right, ranks=tuple(ranks))
+
+    def scaled(self, scale: float) -> Mix:
+        """The same merged deltas times ``scale``, balanced over both sides."""
+        if scale == 1:
+            return self
+        right = 2.0 ** round(math.log2(abs(scale)) / 2) if scale else 1.0
+        return replace(self, left=self.left * (scale / right), right=self.right * right)
 
     def matrix(self) -> Tensor:
         """(m, R, R) float64: the M of the merged delta ``B @ M @ A``."""
