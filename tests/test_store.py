@@ -25,7 +25,7 @@ from lorahub.adapter import Adapter, AdapterInfo, Module, ModuleKind, Origin, Re
 from lorahub.errors import CatalogError, ConflictError, LorahubError, StorageError, UsageError
 from lorahub.record import Parent
 from store import AdapterFilter, AdapterSummary, Catalog, RunDraft, migrate
-from store.models import Base
+from store.models import metadata
 from store.session import open_engine
 from tests.conftest import ROOT
 
@@ -579,7 +579,7 @@ def test_the_schema_is_that_of_the_models(tmp_path: Path) -> None:
             connection,
             opts={"include_object": ours, "compare_type": True, "compare_server_default": True},
         )
-        assert compare_metadata(context, Base.metadata) == []
+        assert compare_metadata(context, metadata) == []
     engine.dispose()
 
 
