@@ -12,7 +12,6 @@ from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -44,12 +43,13 @@ from store.models import (
 from store.session import is_new, locked, open_engine, translated
 from store.values import AdapterFilter, AdapterSummary, ParentLink, Push, Run, RunDraft
 
-SORTS: Mapping[str, Any] = {
-    "name": adapter_table.c.name,
-    "created": adapter_table.c.created_at,
-    "rank": adapter_table.c.rank_max,
-    "size": adapter_table.c.weights_bytes,
-    "base": adapter_table.c.base_model,
+# Each is the whole of an index, whose entries end with the id: no listing has to sort.
+SORTS: Mapping[str, tuple[str, ...]] = {
+    "name": ("name", "id"),
+    "created": ("created_at", "id"),
+    "rank": ("rank_max", "id"),
+    "size": ("weights_bytes", "id"),
+    "base": ("base_model", "name", "id"),
 }
 
 _SUMMARY = (
@@ -180,15 +180,15 @@ class Catalog:
         limit: int = 50,
         offset: int = 0,
     ) -> list[AdapterSummary]:
-        """One page of adapters.
+        """One page of adapters; ``descending`` reverses the whole order, ties included.
 
         Raises:
             UsageError: An unknown sort key.
         """
         if sort not in SORTS:
             raise UsageError(f"cannot sort by '{sort}'", hint=f"sort by one of {', '.join(SORTS)}")
-        column = SORTS[sort]
-        order = (column.desc(), adapter_table.c.id) if descending else (column, adapter_table.c.id)
+        columns = [adapter_table.c[name] for name in SORTS[sort]]
+        order = [column.desc() for column in columns] if descending else columns
         query = select(*_SUMMARY).where(*_conditions(where)).order_by(*order)
         with self._read() as connection:
             rows = connection.execute(query.limit(limit).offset(offset)).mappings()
