@@ -153,5 +153,6 @@ def upgrade() -> None:
 
     op.execute(
         "CREATE VIRTUAL TABLE adapters_fts USING fts5("
-        "name, base, tags, targets, card, tokenize = 'unicode61 remove_diacritics 2')"
+        "name, base, tags, targets, card, "
+        "tokenize = 'unicode61 remove_diacritics 2', prefix = '2 3')"
     )
