@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from lorahub.errors import ConflictError, StorageError, UsageError
 
 
@@ -46,6 +44,8 @@ def new_folder(target: Path, locks: Path, *, replace: bool = False) -> Iterator[
         ConflictError: ``target`` exists, or another process is writing it.
         StorageError: The disk is full, read-only or failing.
     """
+    from filelock import FileLock, Timeout
+
     if target.exists() and not replace:
         raise _exists(target)
     try:

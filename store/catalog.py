@@ -12,7 +12,6 @@ from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -33,26 +32,34 @@ from lorahub.adapter import Adapter, AdapterInfo, Module, ModuleKind, Origin, Re
 from lorahub.errors import ConflictError, UsageError
 from lorahub.record import Parent
 from store import migrate
-from store.models import AdapterRow, ExportRow, LineageRow, ModuleRow, PushRow, RunRow
+from store.models import (
+    adapter_table,
+    export_table,
+    lineage_table,
+    module_table,
+    push_table,
+    run_table,
+)
 from store.session import is_new, locked, open_engine, translated
 from store.values import AdapterFilter, AdapterSummary, ParentLink, Push, Run, RunDraft
 
-SORTS: Mapping[str, Any] = {
-    "name": AdapterRow.name,
-    "created": AdapterRow.created_at,
-    "rank": AdapterRow.rank_max,
-    "size": AdapterRow.weights_bytes,
-    "base": AdapterRow.base_model,
+# Each is the whole of an index, whose entries end with the id: no listing has to sort.
+SORTS: Mapping[str, tuple[str, ...]] = {
+    "name": ("name", "id"),
+    "created": ("created_at", "id"),
+    "rank": ("rank_max", "id"),
+    "size": ("weights_bytes", "id"),
+    "base": ("base_model", "name", "id"),
 }
 
 _SUMMARY = (
     *(
-        getattr(AdapterRow, f.name)
+        adapter_table.c[f.name]
         for f in fields(AdapterSummary)
         if f.name not in {"modules", "mergeable"}
     ),
-    AdapterRow.module_count,
-    AdapterRow.refusals,
+    adapter_table.c.module_count,
+    adapter_table.c.refusals,
 )
 
 
@@ -126,39 +133,41 @@ class Catalog:
 
     def by_name(self, name: str) -> Adapter | None:
         """The adapter of that name."""
-        return next(iter(self._adapters(AdapterRow.name == name)), None)
+        return next(iter(self._adapters(adapter_table.c.name == name)), None)
 
     def by_hash(self, prefix: str) -> list[Adapter]:
         """Adapters whose content hash begins so, newest first."""
         if not prefix:
             return self._adapters(true())
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
-        return self._adapters((AdapterRow.content_hash >= prefix) & (AdapterRow.content_hash < end))
+        return self._adapters(
+            (adapter_table.c.content_hash >= prefix) & (adapter_table.c.content_hash < end)
+        )
 
     def by_repo(self, repo_id: str, revision: str | None = None) -> list[Adapter]:
         """Adapters pulled from a repository, newest first.
 
         ``revision`` is a commit, its prefix, or the branch or tag that was asked for.
         """
-        where: ColumnElement[bool] = AdapterRow.repo_id == repo_id
+        where: ColumnElement[bool] = adapter_table.c.repo_id == repo_id
         if revision is not None:
-            where &= AdapterRow.revision.startswith(revision, autoescape=True) | (
-                AdapterRow.requested_revision == revision
+            where &= adapter_table.c.revision.startswith(revision, autoescape=True) | (
+                adapter_table.c.requested_revision == revision
             )
         return self._adapters(where)
 
     def by_folder(self, folder: Path) -> Adapter | None:
         """The newest adapter whose files lie in that folder."""
-        return next(iter(self._adapters(AdapterRow.folder == str(folder))), None)
+        return next(iter(self._adapters(adapter_table.c.folder == str(folder))), None)
 
     def names_like(self, name: str) -> list[str]:
         """Up to three names that a mistyped one may mean."""
         with self._read() as connection:
-            names = list(connection.execute(select(AdapterRow.name).limit(20_000)).scalars())
+            names = list(connection.execute(select(adapter_table.c.name).limit(20_000)).scalars())
         return difflib.get_close_matches(name, names, n=3)
 
     def _adapters(self, where: ColumnElement[bool]) -> list[Adapter]:
-        query = select(*AdapterRow.__table__.columns).where(where).order_by(AdapterRow.id.desc())
+        query = select(adapter_table).where(where).order_by(adapter_table.c.id.desc())
         with self._read() as connection:
             return [_adapter(connection, row) for row in connection.execute(query).mappings()]
 
@@ -171,15 +180,15 @@ class Catalog:
         limit: int = 50,
         offset: int = 0,
     ) -> list[AdapterSummary]:
-        """One page of adapters.
+        """One page of adapters; ``descending`` reverses the whole order, ties included.
 
         Raises:
             UsageError: An unknown sort key.
         """
         if sort not in SORTS:
             raise UsageError(f"cannot sort by '{sort}'", hint=f"sort by one of {', '.join(SORTS)}")
-        column = SORTS[sort]
-        order = (column.desc(), AdapterRow.id) if descending else (column, AdapterRow.id)
+        columns = [adapter_table.c[name] for name in SORTS[sort]]
+        order = [column.desc() for column in columns] if descending else columns
         query = select(*_SUMMARY).where(*_conditions(where)).order_by(*order)
         with self._read() as connection:
             rows = connection.execute(query.limit(limit).offset(offset)).mappings()
@@ -187,7 +196,7 @@ class Catalog:
 
     def count(self, where: AdapterFilter | None = None) -> int:
         """How many adapters match."""
-        query = select(func.count()).select_from(AdapterRow).where(*_conditions(where))
+        query = select(func.count()).select_from(adapter_table).where(*_conditions(where))
         with self._read() as connection:
             return connection.execute(query).scalar_one()
 
@@ -210,14 +219,14 @@ class Catalog:
         )
         with self._read() as connection:
             ids = [row[0] for row in connection.execute(ranked, {"match": match})]
-            query = select(*_SUMMARY).where(AdapterRow.id.in_(ids))
+            query = select(*_SUMMARY).where(adapter_table.c.id.in_(ids))
             found = {r["id"]: _summary(r) for r in connection.execute(query).mappings()}
         return [found[i] for i in ids]
 
     def remove(self, adapter_id: int) -> None:
         """Remove an adapter; children keep what they recorded of it."""
         with self._write() as connection:
-            connection.execute(delete(AdapterRow).where(AdapterRow.id == adapter_id))
+            connection.execute(delete(adapter_table).where(adapter_table.c.id == adapter_id))
             connection.execute(text("DELETE FROM adapters_fts WHERE rowid = :i"), {"i": adapter_id})
 
     # --- runs and lineage ---
@@ -225,14 +234,15 @@ class Catalog:
     def begin_run(self, draft: RunDraft) -> int:
         """Record that a run begins; returns its id."""
         with self._write() as connection:
-            statement = insert(RunRow).values(
+            statement = insert(run_table).values(
                 **asdict(draft),
                 state="running",
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 started_at=_now(),
             )
-            return connection.execute(statement.returning(RunRow.id)).scalar_one()
+            run_id: int = connection.execute(statement.returning(run_table.c.id)).scalar_one()
+            return run_id
 
     def finish_run(
         self,
@@ -256,7 +266,7 @@ class Catalog:
             added = _insert(connection, adapter)
             for position, (parent, parent_id) in enumerate(parents):
                 connection.execute(
-                    insert(LineageRow).values(
+                    insert(lineage_table).values(
                         adapter_id=added.id,
                         position=position,
                         parent_id=parent_id,
@@ -268,8 +278,8 @@ class Catalog:
                     )
                 )
             connection.execute(
-                update(RunRow)
-                .where(RunRow.id == run_id)
+                update(run_table)
+                .where(run_table.c.id == run_id)
                 .values(state="finished", ended_at=_now(), record=record, adapter_id=added.id)
             )
             return added
@@ -278,15 +288,17 @@ class Catalog:
         """Record that a run failed or was interrupted, and why; an ended run stays as it is."""
         with self._write() as connection:
             connection.execute(
-                update(RunRow)
-                .where(RunRow.id == run_id, RunRow.state == "running")
+                update(run_table)
+                .where(run_table.c.id == run_id, run_table.c.state == "running")
                 .values(state=state, ended_at=_now(), error=error)
             )
 
     def sweep_dead_runs(self) -> int:
         """Mark running runs of this host whose process is gone as interrupted."""
         host = socket.gethostname()
-        query = select(RunRow.id, RunRow.pid).where(RunRow.state == "running", RunRow.host == host)
+        query = select(run_table.c.id, run_table.c.pid).where(
+            run_table.c.state == "running", run_table.c.host == host
+        )
         with self._read() as connection:
             dead = [row.id for row in connection.execute(query) if not _alive(row.pid)]
         for run_id in dead:
@@ -295,18 +307,18 @@ class Catalog:
 
     def runs(self, *, limit: int = 50, offset: int = 0) -> list[Run]:
         """Runs, newest first."""
-        columns = [getattr(RunRow, f.name) for f in fields(Run)]
-        query = select(*columns).order_by(RunRow.id.desc()).limit(limit).offset(offset)
+        columns = [run_table.c[f.name] for f in fields(Run)]
+        query = select(*columns).order_by(run_table.c.id.desc()).limit(limit).offset(offset)
         with self._read() as connection:
             return [Run(**row) for row in connection.execute(query).mappings()]
 
     def parents(self, adapter_id: int) -> tuple[ParentLink, ...]:
         """The adapters a merged one came from, in recipe order."""
-        columns = [getattr(LineageRow, f.name) for f in fields(ParentLink)]
+        columns = [lineage_table.c[f.name] for f in fields(ParentLink)]
         query = (
             select(*columns)
-            .where(LineageRow.adapter_id == adapter_id)
-            .order_by(LineageRow.position)
+            .where(lineage_table.c.adapter_id == adapter_id)
+            .order_by(lineage_table.c.position)
         )
         with self._read() as connection:
             return tuple(ParentLink(**row) for row in connection.execute(query).mappings())
@@ -314,10 +326,10 @@ class Catalog:
     def children(self, adapter_id: int) -> tuple[str, ...]:
         """Names of the adapters merged from this one, sorted."""
         query = (
-            select(AdapterRow.name)
-            .join(LineageRow, LineageRow.adapter_id == AdapterRow.id)
-            .where(LineageRow.parent_id == adapter_id)
-            .order_by(AdapterRow.name)
+            select(adapter_table.c.name)
+            .join(lineage_table, lineage_table.c.adapter_id == adapter_table.c.id)
+            .where(lineage_table.c.parent_id == adapter_id)
+            .order_by(adapter_table.c.name)
         )
         with self._read() as connection:
             return tuple(connection.execute(query).scalars())
@@ -326,7 +338,7 @@ class Catalog:
         """Remember an export."""
         values = {"folder": str(folder), "format": format_name, "created_at": _now()}
         with self._write() as connection:
-            connection.execute(insert(ExportRow).values(adapter_id=adapter_id, **values))
+            connection.execute(insert(export_table).values(adapter_id=adapter_id, **values))
 
     def record_push(
         self, adapter_id: int, repo_id: str, endpoint: str | None, revision: str, url: str
@@ -334,12 +346,14 @@ class Catalog:
         """Remember a publication."""
         push = Push(repo_id, endpoint, revision, url, _now())
         with self._write() as connection:
-            connection.execute(insert(PushRow).values(adapter_id=adapter_id, **asdict(push)))
+            connection.execute(insert(push_table).values(adapter_id=adapter_id, **asdict(push)))
 
     def pushes(self, adapter_id: int) -> tuple[Push, ...]:
         """Publications of an adapter, oldest first."""
-        columns = [getattr(PushRow, f.name) for f in fields(Push)]
-        query = select(*columns).where(PushRow.adapter_id == adapter_id).order_by(PushRow.id)
+        columns = [push_table.c[f.name] for f in fields(Push)]
+        query = (
+            select(*columns).where(push_table.c.adapter_id == adapter_id).order_by(push_table.c.id)
+        )
         with self._read() as connection:
             return tuple(Push(**row) for row in connection.execute(query).mappings())
 
@@ -390,16 +404,16 @@ def _conditions(where: AdapterFilter | None) -> list[ColumnElement[bool]]:
         return []
     conditions: list[ColumnElement[bool]] = []
     if where.base is not None:
-        conditions.append(AdapterRow.base_model.icontains(where.base, autoescape=True))
+        conditions.append(adapter_table.c.base_model.icontains(where.base, autoescape=True))
     if where.method is not None:
-        conditions.append(AdapterRow.method == where.method)
+        conditions.append(adapter_table.c.method == where.method)
     if where.source is not None:
-        conditions.append(AdapterRow.source == where.source)
+        conditions.append(adapter_table.c.source == where.source)
     low, high = where.rank or (None, None)
     if low is not None:
-        conditions.append(AdapterRow.rank_max >= low)
+        conditions.append(adapter_table.c.rank_max >= low)
     if high is not None:
-        conditions.append(AdapterRow.rank_min <= high)
+        conditions.append(adapter_table.c.rank_min <= high)
     return conditions
 
 
@@ -420,9 +434,11 @@ _MODULE_COLUMNS = (
 
 
 def _rename(connection: Connection, old: str, new: str) -> None:
-    statement = update(AdapterRow).where(AdapterRow.name == old).values(name=new)
+    statement = update(adapter_table).where(adapter_table.c.name == old).values(name=new)
     try:
-        row = connection.execute(statement.returning(AdapterRow.id, AdapterRow.repo_id)).first()
+        row = connection.execute(
+            statement.returning(adapter_table.c.id, adapter_table.c.repo_id)
+        ).first()
     except IntegrityError as error:
         raise _taken(new) from error
     if row is not None:
@@ -447,7 +463,7 @@ def _insert(connection: Connection, adapter: Adapter) -> Adapter:
     info, origin = adapter.info, adapter.origin
     ranks = info.ranks or (0,)
     created = _now()
-    statement = insert(AdapterRow).values(
+    statement = insert(adapter_table).values(
         **{name: getattr(info, name) for name in _INFO_COLUMNS if name != "config"},
         config=dict(info.config),
         name=adapter.name,
@@ -471,7 +487,7 @@ def _insert(connection: Connection, adapter: Adapter) -> Adapter:
         module_count=len(info.modules),
     )
     try:
-        adapter_id = connection.execute(statement.returning(AdapterRow.id)).scalar_one()
+        adapter_id = connection.execute(statement.returning(adapter_table.c.id)).scalar_one()
     except IntegrityError as error:
         raise _taken(adapter.name) from error
     if info.modules:
@@ -485,7 +501,7 @@ def _insert(connection: Connection, adapter: Adapter) -> Adapter:
             }
             for m in info.modules
         ]
-        connection.execute(insert(ModuleRow), rows)
+        connection.execute(insert(module_table), rows)
     connection.execute(
         text(
             "INSERT INTO adapters_fts (rowid, name, base, tags, targets, card) "
@@ -504,7 +520,11 @@ def _insert(connection: Connection, adapter: Adapter) -> Adapter:
 
 
 def _adapter(connection: Connection, row: RowMapping) -> Adapter:
-    query = select(ModuleRow).where(ModuleRow.adapter_id == row["id"]).order_by(ModuleRow.name)
+    query = (
+        select(module_table)
+        .where(module_table.c.adapter_id == row["id"])
+        .order_by(module_table.c.name)
+    )
     modules = tuple(
         Module(
             **{name: m[name] for name in _MODULE_COLUMNS},
@@ -512,9 +532,7 @@ def _adapter(connection: Connection, row: RowMapping) -> Adapter:
             hash_a=m["hash_a"].hex(),
             hash_b=m["hash_b"].hex(),
         )
-        for m in connection.execute(
-            query.with_only_columns(*ModuleRow.__table__.columns)
-        ).mappings()
+        for m in connection.execute(query).mappings()
     )
     info = AdapterInfo(
         **{name: row[name] for name in _INFO_COLUMNS},

@@ -1,160 +1,152 @@
-"""The catalog's tables. The schema itself is made by the migrations; a test holds both equal."""
+"""The catalog's tables. The schema itself is made by the migrations; a test holds both equal.
+
+They are SQLAlchemy Core tables: rows become lorahub's own values, so there is nothing for an
+object mapper to map, and importing one would add a fifth to every start.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from sqlalchemy import (
+    JSON,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 
-from sqlalchemy import JSON, ForeignKey, Index, LargeBinary, MetaData, Text, UniqueConstraint
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+# Migrations need constraint names that stay.
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
 
+adapter_table = Table(
+    "adapters",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("created_at", Text, nullable=False, index=True),
+    Column("source", Text, nullable=False),
+    Column("folder", Text, nullable=False, index=True),
+    Column("repo_id", Text),
+    Column("revision", Text),
+    Column("requested_revision", Text),
+    Column("endpoint", Text),
+    Column("method", Text),
+    Column("base_model", Text),
+    Column("rank_min", Integer, nullable=False),
+    Column("rank_max", Integer, nullable=False, index=True),
+    Column("targets", JSON, nullable=False),
+    Column("dtype", Text, nullable=False),
+    Column("parameters", Integer, nullable=False),
+    Column("module_count", Integer, nullable=False),
+    Column("weights_bytes", Integer, nullable=False, index=True),
+    Column("license", Text),
+    Column("content_hash", Text, nullable=False, index=True),
+    Column("refusals", JSON, nullable=False),
+    Column("format", Text, nullable=False),
+    Column("peft_type", Text),
+    Column("task_type", Text),
+    Column("weights_file", Text, nullable=False),
+    Column("weights_sha256", Text, nullable=False),
+    Column("config_sha256", Text, nullable=False),
+    Column("warnings", JSON, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("config", JSON, nullable=False),
+    Column("card", Text, nullable=False),
+    Index(None, "repo_id", "revision"),
+    Index(None, "base_model", "name"),
+)
+"""One adapter at one revision; summary columns spare the listing its modules.
 
-class Base(DeclarativeBase):
-    """Declarative base with stable constraint names, which migrations need."""
+The long texts come last, for SQLite reads a row up to the last column it is asked for.
+"""
 
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON, str: Text}  # noqa: RUF012 - SQLAlchemy's own spelling
+module_table = Table(
+    "modules",
+    metadata,
+    Column("adapter_id", ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("d_in", Integer, nullable=False),
+    Column("d_out", Integer, nullable=False),
+    Column("dtype_a", Text, nullable=False),
+    Column("dtype_b", Text, nullable=False),
+    Column("alpha", Double, nullable=False),
+    Column("scaling", Double, nullable=False),
+    Column("key_a", Text, nullable=False),
+    Column("key_b", Text, nullable=False),
+    Column("hash_a", LargeBinary, nullable=False),
+    Column("hash_b", LargeBinary, nullable=False),
+)
+"""One target module of an adapter."""
 
+run_table = Table(
+    "runs",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("digest", Text, nullable=False, index=True),
+    Column("state", Text, nullable=False),
+    Column("recipe", Text, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("started_at", Text, nullable=False),
+    Column("ended_at", Text),
+    Column("error", Text),
+    Column("record", Text),
+    Column("adapter_id", ForeignKey("adapters.id", ondelete="SET NULL"), index=True),
+)
+"""One execution of a plan."""
 
-class AdapterRow(Base):
-    """One adapter at one revision; summary columns spare the listing its modules."""
+lineage_table = Table(
+    "lineage",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("adapter_id", ForeignKey("adapters.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("position", Integer, nullable=False),
+    Column("parent_id", ForeignKey("adapters.id", ondelete="SET NULL"), index=True),
+    Column("reference", Text, nullable=False),
+    Column("content_hash", Text, nullable=False),
+    Column("weight", Double, nullable=False),
+    Column("repo_id", Text),
+    Column("revision", Text),
+    UniqueConstraint("adapter_id", "position"),
+)
+"""One parent of a merged adapter; what it was stays even when its row is removed."""
 
-    __tablename__ = "adapters"
-    __table_args__ = (
-        Index(None, "repo_id", "revision"),
-        Index(None, "base_model", "name"),
-    )
+export_table = Table(
+    "exports",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("adapter_id", ForeignKey("adapters.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("folder", Text, nullable=False),
+    Column("format", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
+)
+"""One export of an adapter to a folder."""
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(unique=True)
-    created_at: Mapped[str] = mapped_column(index=True)
-    source: Mapped[str]
-    folder: Mapped[str] = mapped_column(index=True)
-    repo_id: Mapped[str | None]
-    revision: Mapped[str | None]
-    requested_revision: Mapped[str | None]
-    endpoint: Mapped[str | None]
-    method: Mapped[str | None]
-    content_hash: Mapped[str] = mapped_column(index=True)
-    format: Mapped[str]
-    peft_type: Mapped[str | None]
-    base_model: Mapped[str | None]
-    task_type: Mapped[str | None]
-    license: Mapped[str | None]
-    weights_file: Mapped[str]
-    weights_bytes: Mapped[int] = mapped_column(index=True)
-    weights_sha256: Mapped[str]
-    config_sha256: Mapped[str]
-    config: Mapped[dict[str, Any]]
-    refusals: Mapped[list[Any]]
-    warnings: Mapped[list[Any]]
-    tags: Mapped[list[Any]]
-    card: Mapped[str]
-    rank_min: Mapped[int]
-    rank_max: Mapped[int] = mapped_column(index=True)
-    targets: Mapped[list[Any]]
-    dtype: Mapped[str]
-    parameters: Mapped[int]
-    module_count: Mapped[int]
-
-
-class ModuleRow(Base):
-    """One target module of an adapter."""
-
-    __tablename__ = "modules"
-
-    adapter_id: Mapped[int] = mapped_column(
-        ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True
-    )
-    name: Mapped[str] = mapped_column(primary_key=True)
-    kind: Mapped[str]
-    rank: Mapped[int]
-    d_in: Mapped[int]
-    d_out: Mapped[int]
-    dtype_a: Mapped[str]
-    dtype_b: Mapped[str]
-    alpha: Mapped[float]
-    scaling: Mapped[float]
-    key_a: Mapped[str]
-    key_b: Mapped[str]
-    hash_a: Mapped[bytes] = mapped_column(LargeBinary)
-    hash_b: Mapped[bytes] = mapped_column(LargeBinary)
-
-
-class RunRow(Base):
-    """One execution of a plan."""
-
-    __tablename__ = "runs"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    digest: Mapped[str] = mapped_column(index=True)
-    state: Mapped[str]
-    recipe: Mapped[str]
-    method: Mapped[str]
-    target: Mapped[str]
-    host: Mapped[str]
-    pid: Mapped[int]
-    started_at: Mapped[str]
-    ended_at: Mapped[str | None]
-    error: Mapped[str | None]
-    record: Mapped[str | None]
-    adapter_id: Mapped[int | None] = mapped_column(
-        ForeignKey("adapters.id", ondelete="SET NULL"), index=True
-    )
-
-
-class LineageRow(Base):
-    """One parent of a merged adapter; what it was stays even when its row is removed."""
-
-    __tablename__ = "lineage"
-    __table_args__ = (UniqueConstraint("adapter_id", "position"),)
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    adapter_id: Mapped[int] = mapped_column(
-        ForeignKey("adapters.id", ondelete="CASCADE"), index=True
-    )
-    position: Mapped[int]
-    parent_id: Mapped[int | None] = mapped_column(
-        ForeignKey("adapters.id", ondelete="SET NULL"), index=True
-    )
-    reference: Mapped[str]
-    content_hash: Mapped[str]
-    weight: Mapped[float]
-    repo_id: Mapped[str | None]
-    revision: Mapped[str | None]
-
-
-class ExportRow(Base):
-    """One export of an adapter to a folder."""
-
-    __tablename__ = "exports"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    adapter_id: Mapped[int] = mapped_column(
-        ForeignKey("adapters.id", ondelete="CASCADE"), index=True
-    )
-    folder: Mapped[str]
-    format: Mapped[str]
-    created_at: Mapped[str]
-
-
-class PushRow(Base):
-    """One publication of an adapter on a Hub."""
-
-    __tablename__ = "pushes"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    adapter_id: Mapped[int] = mapped_column(
-        ForeignKey("adapters.id", ondelete="CASCADE"), index=True
-    )
-    repo_id: Mapped[str]
-    endpoint: Mapped[str | None]
-    revision: Mapped[str]
-    url: Mapped[str]
-    created_at: Mapped[str]
+push_table = Table(
+    "pushes",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("adapter_id", ForeignKey("adapters.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("repo_id", Text, nullable=False),
+    Column("endpoint", Text),
+    Column("revision", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
+)
+"""One publication of an adapter on a Hub."""

@@ -292,17 +292,44 @@ def test_full_disk_leaves_nothing_half_written(filled: Path) -> None:
     assert "merged" in ok(*words)
 
 
-def test_help_and_reads_import_no_torch(shared_home: Path) -> None:
-    for words in (["--help"], ["ls"], ["show", "languages"], ["search", "x"], ["version"],
-                  ["methods"]):  # fmt: skip
-        script = (
-            "import sys\nfrom lorahub.cli.main import app\n"
-            f"try: app({words!r})\nexcept SystemExit: pass\n"
-            "heavy = {'torch', 'transformers', 'peft', 'sklearn', 'huggingface_hub', 'alembic'}\n"
-            "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
-        )
-        env = {**os.environ, "LORAHUB_HOME": str(shared_home)}
-        subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, env=env)
+HEAVY = {"torch", "transformers", "peft", "sklearn", "huggingface_hub", "alembic", "textual"}
+NOT_FOR_READING = HEAVY | {
+    "sqlalchemy.orm", "yaml", "filelock", "rich", "numpy", "safetensors", "lorahub.recipe",
+    "lorahub.engine", "lorahub.hub", "lorahub.methods",
+}  # fmt: skip
+WITHOUT_CATALOG = HEAVY | {"sqlalchemy", "yaml", "filelock", "numpy", "lorahub.workspace"}
+
+
+IMPORTS = [
+    ("--help", WITHOUT_CATALOG),
+    ("ls --help", WITHOUT_CATALOG),
+    ("version", WITHOUT_CATALOG),
+    ("ls", NOT_FOR_READING),
+    ("ls --base llama --rank 4..8", NOT_FOR_READING),
+    ("search language", NOT_FOR_READING),
+    ("show languages", NOT_FOR_READING),
+    ("lineage languages", NOT_FOR_READING),
+    ("methods", HEAVY),
+]
+
+
+@pytest.mark.parametrize(("words", "unwanted"), IMPORTS, ids=[words for words, _ in IMPORTS])
+def test_help_and_reads_import_only_what_they_need(
+    shared_home: Path, words: str, unwanted: set[str]
+) -> None:
+    script = (
+        "import sys\nfrom lorahub.cli.main import app\n"
+        "try: app(sys.argv[1:])\nexcept SystemExit as end: assert not end.code\n"
+        "print(*sys.modules, sep='\\n', file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words.split()],
+        check=True, capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "LORAHUB_HOME": str(shared_home)},
+    )  # fmt: skip
+    loaded = set(done.stderr.splitlines())
+    assert "lorahub.cli.catalog" in loaded
+    assert sorted(unwanted & loaded) == []
 
 
 def test_pull_merge_push_and_pull_again(hub: Any, home: Path, tmp_path: Path) -> None:

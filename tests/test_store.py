@@ -20,12 +20,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import event
 
 from lorahub.adapter import Adapter, AdapterInfo, Module, ModuleKind, Origin, Refusal, Source
 from lorahub.errors import CatalogError, ConflictError, LorahubError, StorageError, UsageError
 from lorahub.record import Parent
 from store import AdapterFilter, AdapterSummary, Catalog, RunDraft, migrate
-from store.models import Base
+from store.models import metadata
 from store.session import open_engine
 from tests.conftest import ROOT
 
@@ -248,7 +249,7 @@ KEYS: dict[str, Callable[[Adapter], Any]] = {
     "created": lambda a: a.created_at,
     "rank": lambda a: max(a.info.ranks, default=0),
     "size": lambda a: a.info.weights_bytes,
-    "base": lambda a: (a.info.base_model is not None, a.info.base_model or ""),
+    "base": lambda a: (a.info.base_model is not None, a.info.base_model or "", a.name),
 }
 FILTERS = st.builds(
     AdapterFilter,
@@ -272,9 +273,9 @@ def test_listing_is_what_plain_python_says(
     offset: int,
 ) -> None:
     catalog, added = many
-    expected = sorted(
-        (a for a in added if matches(a, where)), key=KEYS[sort], reverse=descending
-    )  # stable both ways, so ties stay in the order of their ids
+    expected = sorted((a for a in added if matches(a, where)), key=KEYS[sort])  # ties by id
+    if descending:
+        expected.reverse()
     assert catalog.count(where) == len(expected)
     page = catalog.adapters(where, sort=sort, descending=descending, limit=limit, offset=offset)
     assert [s.id for s in page] == [a.id for a in expected[offset : offset + limit]]
@@ -296,6 +297,26 @@ def test_rank_between_an_adapters_own_ranks(catalog: Catalog) -> None:
         ((65, None), 0),
     ):
         assert catalog.count(AdapterFilter(rank=rank)) == found
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("sort", sorted(KEYS))
+def test_a_listing_reads_an_index_in_its_order(tmp_path: Path, sort: str, descending: bool) -> None:
+    path = tmp_path / "catalog.db"
+    said: list[tuple[str, Any]] = []
+    with Catalog.open(path) as catalog:
+        event.listen(catalog._engine, "before_cursor_execute", lambda *call: said.append(call[2:4]))
+        catalog.adapters(sort=sort, descending=descending)
+        catalog.count()
+    with raw(path) as db:
+        listing, count = (
+            [step[3] for step in db.execute(f"EXPLAIN QUERY PLAN {text}", values)]
+            for text, values in said
+            if text.startswith("SELECT")
+        )
+    assert len(listing) == len(count) == 1  # a second step would be a sort
+    assert "USING INDEX" in listing[0]
+    assert "USING COVERING INDEX" in count[0]
 
 
 def test_an_unknown_sort_key(catalog: Catalog) -> None:
@@ -579,7 +600,7 @@ def test_the_schema_is_that_of_the_models(tmp_path: Path) -> None:
             connection,
             opts={"include_object": ours, "compare_type": True, "compare_server_default": True},
         )
-        assert compare_metadata(context, Base.metadata) == []
+        assert compare_metadata(context, metadata) == []
     engine.dispose()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import typer
 
 from lorahub.cli import catalog, merging, publishing, upkeep
@@ -37,4 +39,9 @@ app.add_typer(upkeep.db_app, name="db")
 
 def run() -> None:
     """Entry point of the ``lorahub`` command."""
-    app()
+    try:
+        app()
+    finally:
+        # The interpreter's last collection would visit every object the imports made, to find
+        # nothing; on a listing that is a fifth of its time.
+        gc.freeze()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-import yaml
 
 from lorahub.cli import sink
 from lorahub.cli.catalog import Ref, Refs
@@ -167,6 +166,8 @@ def parse_parameters(texts: list[str]) -> dict[str, Any]:
     Raises:
         UsageError: A text without ``=``.
     """
+    import yaml
+
     parsed: dict[str, Any] = {}
     for text in texts:
         key, mark, value = text.partition("=")

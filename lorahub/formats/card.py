@@ -6,8 +6,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from lorahub.formats.text import printable
 
 MAX_BYTES = 1 << 20
@@ -56,6 +54,8 @@ def read_card(folder: Path) -> CardMetadata:
 def _metadata(block: str) -> dict[object, object]:
     if len(block) > MAX_METADATA:  # parsing YAML is slow, and metadata is short
         return {}
+    import yaml
+
     try:
         data = yaml.safe_load(block)
     except (

@@ -22,27 +22,27 @@ def upgrade() -> None:
         sa.Column("requested_revision", sa.Text(), nullable=True),
         sa.Column("endpoint", sa.Text(), nullable=True),
         sa.Column("method", sa.Text(), nullable=True),
-        sa.Column("content_hash", sa.Text(), nullable=False),
-        sa.Column("format", sa.Text(), nullable=False),
-        sa.Column("peft_type", sa.Text(), nullable=True),
         sa.Column("base_model", sa.Text(), nullable=True),
-        sa.Column("task_type", sa.Text(), nullable=True),
-        sa.Column("license", sa.Text(), nullable=True),
-        sa.Column("weights_file", sa.Text(), nullable=False),
-        sa.Column("weights_bytes", sa.Integer(), nullable=False),
-        sa.Column("weights_sha256", sa.Text(), nullable=False),
-        sa.Column("config_sha256", sa.Text(), nullable=False),
-        sa.Column("config", sa.JSON(), nullable=False),
-        sa.Column("refusals", sa.JSON(), nullable=False),
-        sa.Column("warnings", sa.JSON(), nullable=False),
-        sa.Column("tags", sa.JSON(), nullable=False),
-        sa.Column("card", sa.Text(), nullable=False),
         sa.Column("rank_min", sa.Integer(), nullable=False),
         sa.Column("rank_max", sa.Integer(), nullable=False),
         sa.Column("targets", sa.JSON(), nullable=False),
         sa.Column("dtype", sa.Text(), nullable=False),
         sa.Column("parameters", sa.Integer(), nullable=False),
         sa.Column("module_count", sa.Integer(), nullable=False),
+        sa.Column("weights_bytes", sa.Integer(), nullable=False),
+        sa.Column("license", sa.Text(), nullable=True),
+        sa.Column("content_hash", sa.Text(), nullable=False),
+        sa.Column("refusals", sa.JSON(), nullable=False),
+        sa.Column("format", sa.Text(), nullable=False),
+        sa.Column("peft_type", sa.Text(), nullable=True),
+        sa.Column("task_type", sa.Text(), nullable=True),
+        sa.Column("weights_file", sa.Text(), nullable=False),
+        sa.Column("weights_sha256", sa.Text(), nullable=False),
+        sa.Column("config_sha256", sa.Text(), nullable=False),
+        sa.Column("warnings", sa.JSON(), nullable=False),
+        sa.Column("tags", sa.JSON(), nullable=False),
+        sa.Column("config", sa.JSON(), nullable=False),
+        sa.Column("card", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_adapters")),
         sa.UniqueConstraint("name", name=op.f("uq_adapters_name")),
     )
@@ -153,5 +153,6 @@ def upgrade() -> None:
 
     op.execute(
         "CREATE VIRTUAL TABLE adapters_fts USING fts5("
-        "name, base, tags, targets, card, tokenize = 'unicode61 remove_diacritics 2')"
+        "name, base, tags, targets, card, "
+        "tokenize = 'unicode61 remove_diacritics 2', prefix = '2 3')"
     )
