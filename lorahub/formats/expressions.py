@@ -10,8 +10,9 @@ import re
 import time
 from collections.abc import Callable
 
-SECONDS = 1.0
-"""CPU time that the expressions of one config field may take together."""
+SECONDS = 3.0
+"""CPU time that the expressions of one config field may take together, to compile and to match:
+enough for thousands of ordinary ones."""
 
 _MAX_LENGTH = 2000
 # re takes these literally; regex would read approximate matching and POSIX classes.
