@@ -93,7 +93,8 @@ def _move(partial: Path, target: Path, *, replace: bool) -> None:
 
 def _exists(target: Path) -> ConflictError:
     return ConflictError(
-        f"{target}: already exists", hint="choose another folder or name, or pass --force"
+        f"{target}: already exists",
+        hint="choose another folder or name, or remove it; a merge replaces it with --force",
     )
 
 
