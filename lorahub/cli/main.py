@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from lorahub.cli import catalog, merging, publishing, upkeep
+from lorahub.cli import catalog, compressing, merging, publishing, upkeep
 
 app = typer.Typer(
     name="lorahub",
@@ -25,6 +25,7 @@ for verb in (
     merging.compare,
     merging.merge,
     merging.verify,
+    compressing.compress,
     publishing.export,
     publishing.push,
     upkeep.version,
