@@ -245,6 +245,9 @@ def test_ties_go_to_lower_ranks_then_to_earlier_modules() -> None:
     flat = [spectrum([1, 1, 1])] * 3
     for rule in GREEDY:
         assert allocate(flat, [2, 2, 2], 10, rule) == (2, 2, 1)
+    # Both offer 0.5 of their largest next: the lower rank goes before the larger value.
+    spectra = [spectrum([8, 6, 4]), spectrum([1, 0.5])]
+    assert allocate(spectra, [1, 1], 4, "welore") == (2, 2)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -333,6 +336,8 @@ def test_whole_weights_meet_the_reduction_within_one_rank(
 
 def test_report_says_rank_error_and_kind() -> None:
     spectra = [spectrum([4, 3, 0, 0]), spectrum([2, 1]), np.zeros(3)]
+    (even,) = lrc_report(["even"], [spectrum([2, 1])], [(2, 2)], [1])
+    assert not even.lrc
     report = lrc_report(["a", "b", "c"], spectra, [(4, 5), (2, 2), (3, 3)], [1, 2, 0])
     assert [(m.name, m.rank, m.full_rank, m.lrc) for m in report] == [
         ("a", 1, 4, True), ("b", 2, 2, False), ("c", 0, 3, True)

@@ -529,6 +529,56 @@ def test_adapter_names_may_lack_or_have_a_prefix(tmp_path: Path) -> None:
         assert relative(rebuilt(done)["model.layers.1.q.weight"], expected) < 1e-6
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_adapter_of_transposed_weights(tmp_path: Path, out: Path, keep: bool) -> None:
+    """Conv1D weights, square ones too, and an embedding: stored as (d_in, d_out)."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_embd=32, n_layer=1, n_head=4, vocab_size=64, n_positions=32, tie_word_embeddings=False,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    base = GPT2LMHeadModel(config)
+    decay(base, lambda name: True)
+    base.save_pretrained(tmp_path / "base")
+    targets = ["c_attn", "c_proj", "wte"]
+    lora = LoraConfig(
+        r=3, lora_alpha=5, target_modules=targets, fan_in_fan_out=True, init_lora_weights=False
+    )
+    tuned = get_peft_model(base, lora)
+    tuned.save_pretrained(tmp_path / "adapter")
+    adapter = catalogued(tmp_path / "adapter")
+    assert len(adapter.info.modules) == 4
+    reduction = 0.3 if keep else 0
+    record = compress(
+        tmp_path / "base", out, reduction=reduction, adapter=adapter, keep_adapter=keep
+    )
+    target = tuned.merge_and_unload().eval()
+    if not keep:
+        dense = rebuilt(out)
+        for name, parameter in target.named_parameters():
+            assert torch.allclose(dense[name], parameter.double(), atol=1e-6)
+        return
+    W_c = rebuilt(out)
+    factors = load_file(out / "adapter" / "adapter_model.safetensors")
+    for m in adapter.info.modules:
+        name, keys = f"{m.name}.weight", (m.key_a, m.key_b)
+        A, B = (factors[k].double() for k in keys)
+        residual = target.get_parameter(name).detach().double() - W_c[name]
+        assert relative((B @ A).T, truncated(residual, m.rank)) < 1e-4
+        with torch.no_grad():
+            target.get_parameter(name).copy_(W_c[name] + (B @ A).T)
+    with torch.no_grad():
+        for w in record.weights:
+            if w.name.removesuffix(".weight") not in {m.name for m in adapter.info.modules}:
+                target.get_parameter(w.name).copy_(W_c[w.name])
+    with pytest.warns(UserWarning, match="fan_in_fan_out"):  # factored layers count as Linear
+        model = PeftModel.from_pretrained(compressed.load(out), out / "adapter")
+    assert relative(logits(model), logits(target)) < 1e-5
+
+
 # --- refusals ---
 
 
@@ -805,5 +855,5 @@ def peak_mib(folder: Path, blocks: int) -> int:
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    # 48 MiB more of weights; a matrix, its decomposition in float64 and its factors are 40 MiB.
-    assert peak_mib(tmp_path, 14) - peak_mib(tmp_path, 2) < 12
+    # 48 MiB more of weights, of which none may stay; the allocator keeps a few.
+    assert peak_mib(tmp_path, 14) - peak_mib(tmp_path, 2) < 24

@@ -20,7 +20,6 @@ class BaseWeights:
 
     Attributes:
         folder: The model's folder.
-        config: Its config.json.
         files: The shards, in the order of their names.
         entries: Every tensor's entry by name, in file order.
         matrices: Names of the linear weights in transformer blocks.
@@ -29,7 +28,6 @@ class BaseWeights:
 
     def __init__(self, files: tuple[TensorFile, ...], adapter: Adapter | None) -> None:
         self.folder = files[0].path.parent
-        self.config = checkpoint.read_config(self.folder)
         self.files = files
         self.entries: dict[str, TensorEntry] = {}
         self._home: dict[str, TensorFile] = {}
@@ -62,7 +60,9 @@ class BaseWeights:
         """
         with ExitStack() as stack:
             files = []
-            for path in checkpoint.find_shards(folder):
+            shards = checkpoint.find_shards(folder)
+            checkpoint.read_config(folder)  # which loading the result will need
+            for path in shards:
                 files.append(TensorFile(path))
                 stack.callback(files[-1].close)
             weights = cls(tuple(files), adapter)

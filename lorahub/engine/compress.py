@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lorahub.adapter import Adapter, canonical_base
+from lorahub.adapter import Adapter
 from lorahub.engine.base_weights import BaseWeights
 from lorahub.engine.factored import Choice, CompressedWeight, SecondPass, matrix_shape
 from lorahub.engine.plan import LORAHUB_VERSION
@@ -43,7 +43,6 @@ class Compression:
 
     Attributes:
         lorahub: Version of lorahub that made it.
-        base_model: Hub id of the model, where its config states one.
         sources: sha256 (hex) of each weights file it was made from, by name.
         adapter: Content hash of the adapter given with the model, or None.
         adapter_kept: Whether that adapter stands beside the weights instead of in them.
@@ -59,7 +58,6 @@ class Compression:
     """
 
     lorahub: str
-    base_model: str | None
     sources: Mapping[str, str]
     adapter: str | None
     adapter_kept: bool
@@ -179,7 +177,6 @@ def _record(
     after = sum(w.parameters for w in second.weights)
     return Compression(
         lorahub=LORAHUB_VERSION,
-        base_model=canonical_base(source.config.get("_name_or_path")),
         sources={f.path.name: _sha256(f.path) for f in source.files},
         adapter=adapter.info.content_hash if adapter else None,
         adapter_kept=keep_adapter,

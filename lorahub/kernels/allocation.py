@@ -127,7 +127,7 @@ def _admit(
     priority[rank < floor] = np.inf
     order = np.lexsort((module, -np.concatenate(spectra), rank, -priority))
     steps = np.concatenate([np.diff(c, prepend=0) for c in costs])[order].cumsum()
-    admitted = order[: np.searchsorted(steps, min(budget, steps[-1]), side="right")]
+    admitted = order[: np.searchsorted(steps, budget, side="right")]
     counts = np.bincount(module[admitted], minlength=len(sizes))
     # Where further ranks cost nothing (N-LRC), all are kept.
     return tuple(
@@ -140,8 +140,7 @@ def _uniform(sizes: Sequence[int], widths: Sequence[int], budget: int) -> tuple[
     ranks = np.arange(max(sizes, default=0) + 1)
     kept = np.minimum.outer(ranks, np.asarray(sizes, dtype=np.int64))
     costs = kept @ np.asarray(widths, dtype=np.int64)
-    fitting = np.searchsorted(costs, min(budget, costs[-1]), side="right")
-    return tuple(int(r) for r in kept[fitting - 1])
+    return tuple(int(r) for r in kept[np.searchsorted(costs, budget, side="right") - 1])
 
 
 def _check_floor(costs: Sequence[NDArray[np.int64]], budget: int, floor: int) -> None:
