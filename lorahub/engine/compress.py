@@ -51,8 +51,8 @@ class Compression:
         bytes_before: Size of the model's weights files.
         bytes_after: Size of the files written, an adapter that was kept included.
         error: Frobenius distance of all matrices from what they were, relative to it.
-        adapter_error: The same with the adapter on both sides, over the matrices it targets;
-            None unless it was kept.
+        adapter_error: The same with the adapter on both sides, over the factored matrices that
+            it targets; None unless it was kept.
         files: Names of the weights files written.
         weights: One entry per matrix, in file order.
     """
