@@ -60,7 +60,7 @@ def new_folder(target: Path, locks: Path, *, replace: bool = False) -> Iterator[
             try:
                 partial.chmod(0o777 & ~_umask())
                 yield partial
-                for file in partial.iterdir():
+                for file in partial.rglob("*"):
                     _sync(file)
                 _move(partial, target, replace=replace)
             finally:

@@ -37,6 +37,7 @@ from store import AdapterFilter, AdapterSummary, Catalog, ParentLink, RunDraft
 
 if TYPE_CHECKING:
     from lorahub.engine.compare import Comparison
+    from lorahub.engine.compress import Compression
     from lorahub.engine.plan import Plan
     from lorahub.engine.run import MergedModule
     from lorahub.hub import Hub, Pushed
@@ -618,6 +619,45 @@ class Workspace:
         if len(references) < 2:
             raise UsageError("compare needs at least two adapters")
         return compare([self._source(r, listener) for r in references], listener=listener)
+
+    # --- compressing ---
+
+    def compress(
+        self,
+        model: Path,
+        folder: Path,
+        *,
+        reduction: float,
+        adapter: str | None = None,
+        keep_adapter: bool = False,
+        force: bool = False,
+        listener: Listener = ignore,
+    ) -> Compression:
+        """Compress a model's linear weights into a new folder (`lorahub.engine.compress`).
+
+        Raises:
+            ConflictError: The folder exists.
+            NotFoundError: The adapter's reference names nothing.
+            LorahubError: What `lorahub.engine.compress.compress` raises.
+        """
+        from lorahub.engine.compress import compress
+
+        target = folder.expanduser().absolute()
+        if target.exists():  # force is about the reduction: it never replaces a folder
+            raise ConflictError(f"{target}: already exists", hint="choose another folder")
+        source = self._source(adapter, listener) if adapter is not None else None
+        if source is not None:
+            self._check_unchanged(source)
+        with new_folder(target, self.config.home / "locks") as partial:
+            return compress(
+                model.expanduser(),
+                partial,
+                reduction=reduction,
+                adapter=source,
+                keep_adapter=keep_adapter,
+                force=force,
+                listener=listener,
+            )
 
     # --- giving away ---
 
