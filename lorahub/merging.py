@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -97,7 +97,8 @@ class Merger:
             listener(Warned(warning))
         for adapter in plan.adapters:
             check_unchanged(adapter)
-        done = self._already_there(name, target, plan, force=force)
+        known = self._catalog.by_name(name)
+        done = self._already_there(name, target, plan, known, force=force)
         if done is not None:
             return done
         self._catalog.sweep_dead_runs()
@@ -107,7 +108,8 @@ class Merger:
         with self._closing_run(run_id):
             with new_folder(target, self._config.home / "locks", replace=force) as partial:
                 record = self._write(plan, name, partial, device, workers, listener)
-            return Merged(self._catalogue(run_id, plan, name, target, record), record, "merged")
+            adapter = self._catalogue(run_id, plan, name, target, record, known)
+            return Merged(adapter, record, "merged")
 
     def target(self, recipe: Recipe) -> tuple[str, Path]:
         """Name and folder of the result.
@@ -124,15 +126,16 @@ class Merger:
         check_name(name)
         return name, (output.folder or self._config.adapters / name).expanduser().absolute()
 
-    def _already_there(self, name: str, target: Path, plan: Plan, *, force: bool) -> Merged | None:
+    def _already_there(
+        self, name: str, target: Path, plan: Plan, known: Adapter | None, *, force: bool
+    ) -> Merged | None:
         """The same result if it stands there already; room for it otherwise.
 
         A folder with the right record that the catalog does not know was finished by a process
         that was killed before it could say so: it is taken over.
         """
-        known = self._catalog.by_name(name)
         record = Record.read(target) if target.is_dir() and not force else None
-        same = record is not None and record.digest == plan.digest
+        same = record is not None and _is_result_of(record, plan)
         if record is not None and same and file_sha256(target / _WEIGHTS) == record.weights_sha256:
             if known is not None and known.origin.folder == target:
                 return Merged(known, record, "unchanged")
@@ -140,7 +143,7 @@ class Merger:
                 run_id = self._catalog.begin_run(
                     RunDraft(plan.digest, "", plan.method.name, str(target))
                 )
-                adapter = self._catalogue(run_id, plan, name, target, record)
+                adapter = self._catalogue(run_id, plan, name, target, record, None)
                 return Merged(adapter, record, "unchanged")
         if known is not None:
             if not force:
@@ -150,7 +153,6 @@ class Merger:
                 )
             if known.name in {a.name for a in plan.adapters}:
                 raise ConflictError(f"'{name}' is one of the sources; choose another --name")
-            self._catalog.remove(known.id)
         return None
 
     @contextmanager
@@ -180,7 +182,7 @@ class Merger:
 
         weights = folder / _WEIGHTS
         done = run(plan, weights, device=device, workers=workers, listener=listener)
-        plan = done.plan
+        digest, plan = plan.digest, done.plan
         ranks = {m.name: m.rank for m in done.modules}
         reports = {m.name: m.report for m in done.modules if m.report}
         config = formats.peft.config_for(
@@ -197,7 +199,7 @@ class Merger:
         )
         _require(check, name)
         record = Record(
-            digest=plan.digest,
+            digest=digest,
             lorahub=LORAHUB_VERSION,
             method=plan.method.name,
             parameters=plan.parameters,
@@ -223,12 +225,24 @@ class Merger:
         return record
 
     def _catalogue(
-        self, run_id: int, plan: Plan, name: str, target: Path, record: Record
+        self,
+        run_id: int,
+        plan: Plan,
+        name: str,
+        target: Path,
+        record: Record,
+        replaced: Adapter | None,
     ) -> Adapter:
         info = formats.inspect(target)
         adapter = Adapter(name, Origin(Source.MERGE, target), info, method=record.method)
         parents = list(zip(record.parents, (a.id for a in plan.adapters), strict=True))
-        return self._catalog.finish_run(run_id, adapter, parents, record.to_json())
+        return self._catalog.finish_run(
+            run_id,
+            adapter,
+            parents,
+            record.to_json(),
+            replaces=replaced.id if replaced else None,
+        )
 
     def verify(self, adapter: Adapter, listener: Listener) -> Verification:
         """Recompute a merged adapter; see `lorahub.workspace.Workspace.verify`."""
@@ -281,6 +295,18 @@ class Merger:
                 hint=f"pull it again: `lorahub pull {where}`",
             )
         return found[0]
+
+
+def _is_result_of(record: Record, plan: Plan) -> bool:
+    """Whether a record tells of this very merge.
+
+    A merge that left normalising open is also the result of a plan that asks for what it came
+    to, as its own pinned recipe does.
+    """
+    if record.digest == plan.digest:
+        return True
+    left_open = replace(plan, normalize=None)
+    return record.normalize == plan.normalize and record.digest == left_open.digest
 
 
 def _parents(plan: Plan) -> tuple[Parent, ...]:
