@@ -113,7 +113,7 @@ class Batches:
         """Yield each module with what ``work`` made of it, in plan order.
 
         ``work`` takes the modules of a batch and their `Stack` and returns one value per module.
-        At most workers + 1 batches are in flight. ``listener`` receives ``phase``; a module
+        At most 2 workers + 1 batches are in flight. ``listener`` receives ``phase``; a module
         counts as done when the consumer asks for the next one. With ``keep_grams`` the Gram
         matrices that ``work`` asked for are kept for a later pass, if all are small together.
 
@@ -146,7 +146,7 @@ class Batches:
         try:
             for batch in _batches(plan, self._bytes):
                 pending.append(pool.submit(job, batch))
-                if len(pending) > self.workers:
+                if len(pending) > 2 * self.workers:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
