@@ -1,0 +1,329 @@
+"""Packing: the fewest bytes for an error, or the least error for a number of bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorahub.adapter import AdapterInfo
+from lorahub.errors import UnsupportedAdapterError, UsageError
+from lorahub.events import Advanced, Listener, PhaseStarted, ignore
+from lorahub.packing import baselines, shards, waterfill
+from lorahub.packing.container import Section, assemble, write_file
+from lorahub.packing.gauge import Delta, read_deltas
+from lorahub.packing.info import PackInfo
+from lorahub.packing.members import plain_fields, waterfill_fields
+from lorahub.packing.pools import Pool, encode_next
+from lorahub.packing.read import read_info
+from lorahub.packing.search import search
+
+BF16_BYTES = 2
+"""Ratios count an adapter as its parameters in bfloat16, whatever it is stored in."""
+
+_USELESS = 0.999
+"""An error this near to 1 means that nothing of the adapter is left."""
+
+_BYTES_SLOPE, _ERROR_SLOPE = -0.6, 1.0  # of the logarithms, against that of the step
+_EXPECTED = 5  # encodings until the step is found
+
+
+@dataclass(frozen=True, slots=True)
+class PackInput:
+    """An adapter to pack.
+
+    Attributes:
+        name: Its name in the pack, unique there.
+        folder: Where its files are.
+        info: What inspection told of them.
+    """
+
+    name: str
+    folder: Path
+    info: AdapterInfo
+
+
+@dataclass(slots=True)
+class _Source:
+    """An adapter that is coded with loss."""
+
+    deltas: list[Delta]
+    parameters: int
+    protect: bool
+    step: float = 1.0
+    sides: Sequence[int] | None = None
+
+    def steps(self, factor: float) -> list[float]:
+        """Step per module; with ``protect`` it grows with the root of the module's norm."""
+        step = self.step * factor
+        if not self.protect:
+            return [step] * len(self.deltas)
+        norms = [math.sqrt(d.energy) for d in self.deltas]
+        mean = sum(norms) / len(norms)
+        return [step * math.sqrt(n / mean) if n else step for n in norms]
+
+    def settle(self, share: float | None, error: float | None, *, exactly: bool) -> None:
+        """Set the step to what the adapter alone needs for its share of bytes, or for an error.
+
+        Args:
+            share: Bytes, or None.
+            error: Relative error, or None.
+            exactly: Whether to encode it for that, or to trust the model of the rate.
+        """
+        if share is not None:
+            self.step = waterfill.step_for_bits(self.deltas, 8 * share)
+        else:
+            self.step = waterfill.step_for_error(self.deltas, error or 1.0)
+        if not exactly:
+            return
+
+        def measure(factor: float) -> tuple[float, float]:
+            encoding = waterfill.encode(self.deltas, self.steps(factor), [None] * len(self.deltas))
+            if share is not None:
+                return math.log(len(waterfill_fields(encoding.coded, ())[1]) / share), factor
+            reached = _relative(encoding.errors.sum(), self.energy)
+            return math.log(max(reached, 1e-9) / (error or 1.0)), factor
+
+        slope = _BYTES_SLOPE if share is not None else _ERROR_SLOPE
+        floor = waterfill.smallest_step(self.deltas) / self.step
+        self.step *= search(measure, slope=slope, floor=floor) or 1.0
+
+    @property
+    def energy(self) -> float:
+        return sum(d.energy for d in self.deltas)
+
+    @property
+    def keys(self) -> list[tuple[str, int, int]]:
+        return [(d.name, d.rows.shape[1], d.columns.shape[1]) for d in self.deltas]
+
+
+def pack(
+    adapters: Sequence[PackInput],
+    out: Path,
+    *,
+    ratio: float | None = None,
+    bytes_budget: int | None = None,
+    error: float | None = None,
+    protect: bool = False,
+    replace: bool = False,
+    listener: Listener = ignore,
+) -> PackInfo:
+    """Write adapters into one pack file.
+
+    Without a target nothing is lost: equal tensors and shards are stored once, all else as it
+    is. With one, what loses nothing is still taken where it meets the target.
+
+    Args:
+        adapters: What to pack, in the order that predictions follow (oldest first is best).
+        out: The file to write.
+        ratio: How many times smaller than the adapters' parameters in bfloat16 the file must be.
+        bytes_budget: Bytes that the file may have.
+        error: Largest relative Frobenius error of any member, over all its modules.
+        protect: Spread the error over modules of unequal norm.
+        replace: Whether an existing file is replaced.
+        listener: Receives the ``pack`` phase, one step per encoding tried.
+
+    Raises:
+        UsageError: No adapter, a name twice, more than one target, or one that cannot be met.
+        UnsupportedAdapterError: An adapter that is not plain LoRA factors.
+        InvalidAdapterError: A file that cannot be read, or values that are not finite.
+        ConflictError: The file exists and may not be replaced.
+        StorageError: The disk is full, read-only or failing.
+    """
+    _check(adapters, ratio, bytes_budget, error)
+    parameters = sum(a.info.parameters for a in adapters)
+    if ratio is not None:
+        bytes_budget = int(parameters * BF16_BYTES / ratio)
+    lossless = _lossless(adapters)
+    enough = len(lossless) <= bytes_budget if bytes_budget is not None else error is None
+    if enough:
+        body = lossless
+    else:
+        coder = _Coder(adapters, protect, listener)
+        lossy = coder.within(bytes_budget, error)
+        if lossy is None and error is None:
+            raise UsageError(
+                f"{len(adapters)} adapters of {parameters} parameters do not fit into "
+                f"{bytes_budget} bytes: nothing would be left of them",
+                hint=f"{coder.least} bytes or more make sense",
+            )
+        body = lossless if lossy is None or len(lossless) <= len(lossy) else lossy
+    write_file(out, body, replace=replace)
+    return read_info(out)
+
+
+def _check(
+    adapters: Sequence[PackInput],
+    ratio: float | None,
+    bytes_budget: int | None,
+    error: float | None,
+) -> None:
+    if not adapters:
+        raise UsageError("there is nothing to pack", hint="name at least one adapter")
+    names = [a.name for a in adapters]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two adapters are named '{name}'", hint="rename one of them")
+    if sum(target is not None for target in (ratio, bytes_budget, error)) > 1:
+        raise UsageError("ratio, bytes and error exclude each other", hint="give one of them")
+    if ratio is not None and not 0 < ratio < math.inf:
+        raise UsageError(f"ratio {ratio} is not a positive number")
+    if bytes_budget is not None and bytes_budget < 1:
+        raise UsageError(f"{bytes_budget} is no number of bytes")
+    if error is not None and not 0 < error < 1:
+        raise UsageError(f"error {error} is not between 0 and 1")
+    for adapter in adapters:
+        if adapter.info.refusals or not adapter.info.modules:
+            reasons = "; ".join(r.message for r in adapter.info.refusals) or "it has no factors"
+            raise UnsupportedAdapterError(
+                f"'{adapter.name}' cannot be packed: {reasons}", hint="leave it out of the pack"
+            )
+
+
+def _describe(adapter: PackInput, layouts: list[list[list[Any]]]) -> dict[str, Any]:
+    """Index fields that all members have; the layout is added to ``layouts`` where it is new."""
+    info = adapter.info
+    layout = [[m.name, m.kind.value, m.d_in, m.d_out] for m in info.modules]
+    if layout not in layouts:
+        layouts.append(layout)
+    fields = {
+        "name": adapter.name,
+        "layout": layouts.index(layout),
+        "parameters": info.parameters,
+        "base_model": info.base_model,
+        "task_type": info.task_type,
+        "license": info.license,
+        "fan_in_fan_out": bool(info.config.get("fan_in_fan_out")),
+        "auto_mapping": info.config.get("auto_mapping"),
+    }
+    return {key: value for key, value in fields.items() if value is not None and value is not False}
+
+
+def _lossless(adapters: Sequence[PackInput]) -> bytes:
+    members = []
+    for adapter in adapters:
+        weights = adapter.folder / adapter.info.weights_file
+        keys = [key for m in adapter.info.modules for key in (m.key_a, m.key_b)]
+        members.append((adapter.info.modules, shards.read_tensors(weights, keys)))
+    entries, sections = shards.store(members)
+    layouts: list[list[list[Any]]] = []
+    described = [
+        _describe(a, layouts)
+        | {
+            "codec": "exact",
+            "config": dict(a.info.config),
+            "scalings": [m.scaling for m in a.info.modules],
+            "tensors": e,
+        }
+        for a, e in zip(adapters, entries, strict=True)
+    ]
+    return assemble({"layouts": layouts, "members": described}, sections)
+
+
+class _Coder:
+    """Codes a collection with loss, at any quantisation step.
+
+    Attributes:
+        least: Bytes of the smallest pack that was tried and still held something.
+    """
+
+    def __init__(self, adapters: Sequence[PackInput], protect: bool, listener: Listener) -> None:
+        self._adapters = adapters
+        self._listener = listener
+        self._tried = 0
+        self._first: dict[str, int] = {}
+        self._sources: dict[int, _Source] = {}
+        self.least = 0
+        for i, adapter in enumerate(adapters):
+            info = adapter.info
+            if self._first.setdefault(info.content_hash, i) == i:
+                deltas = read_deltas(adapter.folder / info.weights_file, info.modules)
+                self._sources[i] = _Source(deltas, info.parameters, protect)
+
+    def within(self, bytes_budget: int | None, error: float | None) -> bytes | None:
+        """The best pack within the budget or error; None where no step keeps it.
+
+        Every adapter first gets the step that it would have alone, for its share of the budget;
+        then one factor on all steps is found, with what predictions save.
+        """
+        live = [s for s in self._sources.values() if s.energy > 0]
+        if not live:
+            return self._encode(1.0)[0]
+        self._listener(PhaseStarted("pack", _EXPECTED, "encodings"))
+        whole = sum(s.parameters for s in live)
+        for source in live:
+            share = bytes_budget and bytes_budget * source.parameters / whole
+            source.settle(share, error, exactly=len(live) > 1)
+        floor = max(waterfill.smallest_step(s.deltas) / s.step for s in live)
+        slope = _BYTES_SLOPE if bytes_budget is not None else _ERROR_SLOPE
+
+        def measure(factor: float) -> tuple[float, bytes]:
+            body, worst = self._encode(factor)
+            if bytes_budget is None:
+                return math.log(max(worst, 1e-9) / (error or 1.0)), body
+            over = math.log(len(body) / bytes_budget)
+            return (over if worst < _USELESS else abs(over)), body
+
+        return search(measure, slope=slope, floor=floor)
+
+    def _encode(self, factor: float) -> tuple[bytes, float]:
+        """The pack with all steps times ``factor``, and the largest error of its members."""
+        pool = Pool()
+        layouts: list[list[list[Any]]] = []
+        described: list[dict[str, Any]] = []
+        sections: list[Section] = []
+        worst = 0.0
+        for i, adapter in enumerate(self._adapters):
+            fields = _describe(adapter, layouts)
+            first = self._first[adapter.info.content_hash]
+            if first != i:
+                described.append(fields | {"codec": "same", "as": first})
+                continue
+            more, data = _member(self._sources[i], factor, pool)
+            sections.append(Section(f"member.{i}", "U8", (len(data),), data))
+            described.append(fields | more)
+            worst = max(worst, more["error"])
+        body = assemble({"layouts": layouts, "members": described}, sections)
+        self._tried += 1
+        self._listener(Advanced("pack", self._tried, f"{len(body)} bytes, error {worst:.4f}"))
+        if worst < _USELESS:
+            self.least = min(self.least or len(body), len(body))
+        return body, worst
+
+
+def _member(source: _Source, factor: float, pool: Pool) -> tuple[dict[str, Any], bytes]:
+    """Index fields and data of one adapter: water-filled, unless a baseline does better.
+
+    The baselines get the bytes that water-filling took; the table of all is kept.
+    """
+    deltas = source.deltas
+    predicted = encode_next(pool, source.keys, deltas, source.steps(factor), source.sides)
+    source.sides = predicted.sides
+    fields, data = waterfill_fields(predicted.encoding.coded, predicted.sides)
+    errors = predicted.encoding.errors
+    best = _relative(errors.sum(), source.energy)
+    table = [["waterfill", len(data), best]]
+    for name, choices in baselines.CHOICES.items():
+        plain, factors = baselines.encode(deltas, choices, len(data))
+        each = np.array(
+            [waterfill.squared_error(d, f) for d, f in zip(deltas, factors, strict=True)]
+        )
+        found = _relative(each.sum(), source.energy)
+        other, numbers = plain_fields(plain, name)
+        table.append([name, len(numbers), found])
+        if found < best:
+            best, errors, fields, data = found, each, other, numbers
+    if fields["codec"] == "waterfill":
+        pool.add(source.keys, predicted.encoding.factors)
+    relative = [_relative(e, d.energy) for e, d in zip(errors, deltas, strict=True)]
+    at = max(range(len(relative)), key=relative.__getitem__)
+    return fields | {"error": best, "worst": [at, relative[at]], "table": table}, data
+
+
+def _relative(squared: float, energy: float) -> float:
+    """Relative error of four digits: the index keeps it, and noise would cost bytes there."""
+    return float(f"{math.sqrt(squared / energy):.4g}") if energy else 0.0
