@@ -149,7 +149,7 @@ def pack(
             raise UsageError(
                 f"{len(adapters)} adapters of {parameters} parameters do not fit into "
                 f"{bytes_budget} bytes: nothing would be left of them",
-                hint=f"{coder.least} bytes or more make sense",
+                hint=f"about {coder.least()} bytes are the least that keeps something",
             )
         body = lossless if lossy is None or len(lossless) <= len(lossy) else lossy
     write_file(out, body, replace=replace)
@@ -225,11 +225,7 @@ def _lossless(adapters: Sequence[PackInput]) -> bytes:
 
 
 class _Coder:
-    """Codes a collection with loss, at any quantisation step.
-
-    Attributes:
-        least: Bytes of the smallest pack that was tried and still held something.
-    """
+    """Codes a collection with loss, at any quantisation step."""
 
     def __init__(self, adapters: Sequence[PackInput], protect: bool, listener: Listener) -> None:
         self._adapters = adapters
@@ -237,7 +233,6 @@ class _Coder:
         self._tried = 0
         self._first: dict[str, int] = {}
         self._sources: dict[int, _Source] = {}
-        self.least = 0
         for i, adapter in enumerate(adapters):
             info = adapter.info
             if self._first.setdefault(info.content_hash, i) == i:
@@ -270,6 +265,13 @@ class _Coder:
 
         return search(measure, slope=slope, floor=floor)
 
+    def least(self) -> int:
+        """Bytes of a pack of error 0.9 or so."""
+        for source in self._sources.values():
+            if source.energy > 0:
+                source.settle(None, 0.9, exactly=False)
+        return len(self._encode(1.0)[0])
+
     def _encode(self, factor: float) -> tuple[bytes, float]:
         """The pack with all steps times ``factor``, and the largest error of its members."""
         pool = Pool()
@@ -290,8 +292,6 @@ class _Coder:
         body = assemble({"layouts": layouts, "members": described}, sections)
         self._tried += 1
         self._listener(Advanced("pack", self._tried, f"{len(body)} bytes, error {worst:.4f}"))
-        if worst < _USELESS:
-            self.least = min(self.least or len(body), len(body))
         return body, worst
 
 

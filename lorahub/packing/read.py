@@ -233,15 +233,14 @@ class _Reader:
         if i in self._decoded:
             return self._decoded[i]
         fields, modules = self._members[i], self._modules(i)
+        self._bound(i, self._ranks(i))
         data = self._pack.section(f"member.{i}", "U8")
         shapes = [(m.d_in, m.d_out) for m in modules]
         try:
             if fields["codec"] == "plain":
-                self._bound(i, self._ranks(i))
                 found = baselines.decode(read_plain(fields, data, len(modules)), shapes)
             else:
                 coded, sides = read_waterfill(fields, data, len(modules))
-                self._bound(i, coded.ranks)
                 keys = [(m.name, m.d_in, m.d_out) for m in modules]
                 pool = Pool()
                 if any(sides):

@@ -76,9 +76,7 @@ def read_tensors(weights: Path, keys: Sequence[str]) -> dict[str, Tensor]:
     return found
 
 
-def parameters_of_pools(
-    modules: Sequence[tuple[int, int]], layers: int, equivalent_rank: int
-) -> int:
+def pool_parameters(modules: Sequence[tuple[int, int]], layers: int, equivalent_rank: int) -> int:
     """Trainable parameters of MoS: equivalent_rank * layers * sum(d_in + d_out) over types."""
     return equivalent_rank * layers * sum(d_in + d_out for d_in, d_out in modules)
 

@@ -302,7 +302,7 @@ def _quantise(
         for p in _parts(len(values))
     )
     decoded = trellis.reconstruct(symbols, quantisers)
-    return Stream(classes, blocks), np.split(decoded, np.cumsum(sizes)[:-1]), bits
+    return Stream(classes, blocks), _split(decoded, sizes.tolist()), bits
 
 
 def _read(stream: Stream, sizes: Sequence[int]) -> list[NDArray[np.int64]]:
@@ -311,7 +311,12 @@ def _read(stream: Stream, sizes: Sequence[int]) -> list[NDArray[np.int64]]:
     if len(parts) != len(stream.blocks):
         raise rans.StreamError(f"{len(stream.blocks)} blocks are stored, {len(parts)} are needed")
     values = [rans.decode(b, each[p]) for b, p in zip(stream.blocks, parts, strict=True)]
-    return np.split(np.concatenate([*values, np.zeros(0, np.int64)]), np.cumsum(sizes)[:-1])
+    return _split(np.concatenate([*values, np.zeros(0, np.int64)]), sizes)
+
+
+def _split(values: NDArray[np.int64], sizes: Sequence[int]) -> list[NDArray[np.int64]]:
+    ends = np.cumsum(sizes)
+    return [values[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def _parts(count: int) -> list[slice]:
