@@ -244,7 +244,7 @@ def test_rows_in_common_are_not_mistaken_for_shards(tmp_path: Path) -> None:
 
 def test_what_is_the_same_in_a_collection_is_stored_once(tmp_path: Path) -> None:
     folder = write_mos(
-        tmp_path / "one", {"q": (256, 256)}, layers=6, rank=8, equivalent=2, shards=2, private=1
+        tmp_path / "one", {"q": (256, 256)}, layers=8, rank=8, equivalent=2, shards=2, private=1
     )
     one, twin = given_folder(folder), given_folder(folder, "twin")
     alone = pack([one], tmp_path / "a.mos")
@@ -269,6 +269,22 @@ def test_nothing_lost_wins_where_it_meets_the_target(tmp_path: Path) -> None:
     assert info.ratio > 7
     tiny = pack([given_folder(folder)], tmp_path / "b.mos", ratio=40)
     assert tiny.members[0].codec == "waterfill"
+
+
+@pytest.mark.parametrize("target", [{"ratio": 30}, {"error": 0.9}])
+def test_ranks_of_one_size_need_not_all_go(target: dict[str, Any], tmp_path: Path) -> None:
+    """A flat spectrum: no step has anything between all ranks and none."""
+    folder = write_adapter(tmp_path / "flat", {f"l{i}.q": (512, 512, 8) for i in range(4)})
+    weights = load_file(folder / "adapter_model.safetensors")
+    for key, value in weights.items():
+        tall = value if "lora_B" in key else value.T
+        basis = torch.linalg.qr(tall)[0]
+        weights[key] = (basis if "lora_B" in key else basis.T).contiguous()
+    save_file(weights, folder / "adapter_model.safetensors")
+    info = pack([given_folder(folder)], tmp_path / "a.mos", **target)
+    assert 0.8 < info.members[0].error < 0.97
+    if "ratio" in target:
+        assert info.ratio >= 30
 
 
 # --- collections ---

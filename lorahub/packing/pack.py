@@ -29,6 +29,7 @@ _USELESS = 0.999
 """An error this near to 1 means that nothing of the adapter is left."""
 
 _BYTES_SLOPE, _ERROR_SLOPE = -0.6, 1.0  # of the logarithms, against that of the step
+_GAP = 0.03  # logarithm of a budget's unused part that is worth a second search
 _EXPECTED = 5  # encodings until the step is found
 
 
@@ -90,7 +91,7 @@ class _Source:
 
         slope = _BYTES_SLOPE if share is not None else _ERROR_SLOPE
         floor = waterfill.smallest_step(self.deltas) / self.step
-        self.step *= search(measure, slope=slope, floor=floor) or 1.0
+        self.step *= search(measure, slope=slope, floor=floor).best or 1.0
 
     @property
     def energy(self) -> float:
@@ -149,7 +150,7 @@ def pack(
             raise UsageError(
                 f"{len(adapters)} adapters of {parameters} parameters do not fit into "
                 f"{bytes_budget} bytes: nothing would be left of them",
-                hint=f"about {coder.least()} bytes are the least that keeps something",
+                hint=f"without any values it takes {coder.least()} bytes",
             )
         body = lossless if lossy is None or len(lossless) <= len(lossy) else lossy
     write_file(out, body, replace=replace)
@@ -224,6 +225,10 @@ def _lossless(adapters: Sequence[PackInput]) -> bytes:
     return assemble({"layouts": layouts, "members": described}, sections)
 
 
+_Outcome = tuple[bytes, float] | None
+"""A pack and the largest error in it; None where nothing was left of an adapter."""
+
+
 class _Coder:
     """Codes a collection with loss, at any quantisation step."""
 
@@ -256,23 +261,31 @@ class _Coder:
         floor = max(waterfill.smallest_step(s.deltas) / s.step for s in live)
         slope = _BYTES_SLOPE if bytes_budget is not None else _ERROR_SLOPE
 
-        def measure(factor: float) -> tuple[float, bytes]:
-            body, worst = self._encode(factor)
-            if bytes_budget is None:
-                return math.log(max(worst, 1e-9) / (error or 1.0)), body
-            over = math.log(len(body) / bytes_budget)
-            return (over if worst < _USELESS else abs(over)), body
+        def measure(factor: float, share: float = 1.0) -> tuple[float, _Outcome]:
+            body, worst = self._encode(factor, share)
+            outcome = (body, worst) if worst < _USELESS else None
+            if bytes_budget is not None:
+                return math.log(len(body) / bytes_budget), outcome
+            return math.log(max(worst, 1e-9) / (error or 1.0)), outcome
 
-        return search(measure, slope=slope, floor=floor)
+        found = search(measure, slope=slope, floor=floor)
+        outcomes = [found.best] if found.best else []
+        generous = found.outside if bytes_budget is not None else found.inside
+        if found.slack > _GAP and generous is not None:
+            # Ranks of one size go under the water together. Between all and none of them the step
+            # stays, and only a share of the ranks is kept.
+            sign = math.copysign(1.0, slope)
+            fewer = search(lambda f: measure(generous, 1 / f), slope=sign, floor=1.0)
+            outcomes += [fewer.best] if fewer.best else []
+        if bytes_budget is not None:
+            return min(outcomes, key=lambda o: o[1])[0] if outcomes else None
+        return min((body for body, _ in outcomes), key=len, default=None)
 
     def least(self) -> int:
-        """Bytes of a pack of error 0.9 or so."""
-        for source in self._sources.values():
-            if source.energy > 0:
-                source.settle(None, 0.9, exactly=False)
-        return len(self._encode(1.0)[0])
+        """Bytes of a pack that keeps nothing."""
+        return len(self._encode(1e9)[0])
 
-    def _encode(self, factor: float) -> tuple[bytes, float]:
+    def _encode(self, factor: float, share: float = 1.0) -> tuple[bytes, float]:
         """The pack with all steps times ``factor``, and the largest error of its members."""
         pool = Pool()
         layouts: list[list[list[Any]]] = []
@@ -285,7 +298,7 @@ class _Coder:
             if first != i:
                 described.append(fields | {"codec": "same", "as": first})
                 continue
-            more, data = _member(self._sources[i], factor, pool)
+            more, data = _member(self._sources[i], factor, share, pool)
             sections.append(Section(f"member.{i}", "U8", (len(data),), data))
             described.append(fields | more)
             worst = max(worst, more["error"])
@@ -295,13 +308,15 @@ class _Coder:
         return body, worst
 
 
-def _member(source: _Source, factor: float, pool: Pool) -> tuple[dict[str, Any], bytes]:
+def _member(
+    source: _Source, factor: float, share: float, pool: Pool
+) -> tuple[dict[str, Any], bytes]:
     """Index fields and data of one adapter: water-filled, unless a baseline does better.
 
     The baselines get the bytes that water-filling took; the table of all is kept.
     """
     deltas = source.deltas
-    predicted = encode_next(pool, source.keys, deltas, source.steps(factor), source.sides)
+    predicted = encode_next(pool, source.keys, deltas, source.steps(factor), share, source.sides)
     source.sides = predicted.sides
     fields, data = waterfill_fields(predicted.encoding.coded, predicted.sides)
     errors = predicted.encoding.errors

@@ -107,6 +107,7 @@ def encode_next(
     keys: Sequence[Key],
     deltas: Sequence[Delta],
     steps: Sequence[float],
+    share: float,
     sides: Sequence[int] | None = None,
 ) -> Predicted:
     """Encode an adapter after those in the pool, predicted where that costs less.
@@ -116,17 +117,18 @@ def encode_next(
         keys: Its modules' keys.
         deltas: Its modules.
         steps: Quantisation step per module.
+        share: As `encode`.
         sides: What to predict, if that was decided before; None decides by measured cost.
     """
     if sides is None:
         sides = [pool.promising(key, d) for key, d in zip(keys, deltas, strict=True)]
         if any(sides):
-            alone = _cost(encode(deltas, steps, [None] * len(deltas)), steps)
+            alone = _cost(encode(deltas, steps, [None] * len(deltas), share), steps)
             bases = [pool.basis(key, s) for key, s in zip(keys, sides, strict=True)]
-            shared = _cost(encode(deltas, steps, bases), steps)
+            shared = _cost(encode(deltas, steps, bases, share), steps)
             sides = [s if b < a else 0 for s, a, b in zip(sides, alone, shared, strict=True)]
     bases = [pool.basis(key, s) for key, s in zip(keys, sides, strict=True)]
-    return Predicted(encode(deltas, steps, bases), tuple(map(_sides_of, bases)))
+    return Predicted(encode(deltas, steps, bases, share), tuple(map(_sides_of, bases)))
 
 
 def _sides_of(basis: Basis | None) -> int:

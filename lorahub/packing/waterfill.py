@@ -113,7 +113,10 @@ class Encoding:
 
 
 def encode(
-    deltas: Sequence[Delta], steps: Sequence[float], bases: Sequence[Basis | None]
+    deltas: Sequence[Delta],
+    steps: Sequence[float],
+    bases: Sequence[Basis | None],
+    share: float = 1.0,
 ) -> Encoding:
     """Quantise and code an adapter.
 
@@ -121,8 +124,9 @@ def encode(
         deltas: The modules.
         steps: Quantisation step per module.
         bases: What each module is predicted from, None where it stands alone.
+        share: Of the ranks that are worth their bits, the share to keep, best first.
     """
-    ranks = [_keep(d, s, b) for d, s, b in zip(deltas, steps, bases, strict=True)]
+    ranks = _ranks([_worth(d, s, b) for d, s, b in zip(deltas, steps, bases, strict=True)], share)
     wanted = [
         side[i] / np.float64(step)
         for delta, step, rank in zip(deltas, steps, ranks, strict=True)
@@ -233,16 +237,27 @@ def squared_error(delta: Delta, factors: Factors) -> float:
     return max(0.0, delta.energy - 2 * float(c @ match) + float(c @ gram @ c))
 
 
-def _keep(delta: Delta, step: float, basis: Basis | None) -> int:
-    """How many ranks are worth their bits: a rank is dropped with all smaller ones.
+def _ranks(worth: Sequence[Sequence[float]], share: float) -> list[int]:
+    """Ranks to keep per module: the best ``share`` of those given."""
+    modules = np.array([m for m, each in enumerate(worth) for _ in each], np.int64)
+    order = np.argsort([-w for each in worth for w in each], kind="stable")
+    kept = modules[order[: math.ceil(share * len(order))]]
+    return [int(n) for n in np.bincount(kept, minlength=len(worth))]
+
+
+def _worth(delta: Delta, step: float, basis: Basis | None) -> list[float]:
+    """By how much the leading ranks are worth their bits, until one is not.
 
     The model is a Gaussian source under reverse water-filling: a row of variance ``v`` (steps**2
-    per value) costs half log2(v / WATER) bits a value and keeps min(v, WATER) as error.
+    per value) costs half log2(v / WATER) bits a value and keeps min(v, WATER) as error. What a
+    rank explains, in steps**2, is held against its bits; no rank counts for more than the one
+    before it, so that the best of all modules are leading ranks.
     """
+    found: list[float] = []
     for i, sigma in enumerate(delta.sigma):
         explained, bits = float(sigma / step) ** 2, float(SIDE_BITS)
         if explained == 0:
-            return i
+            break
         for side, plane in (
             (delta.rows[i], basis and basis.rows),
             (delta.columns[i], basis and basis.columns),
@@ -254,9 +269,11 @@ def _keep(delta: Delta, step: float, basis: Basis | None) -> int:
                 bits += float(np.log2(1 + inside / WATER).sum()) / 2
             bits += len(side) * max(0.0, math.log2(max(unknown, 1e-300) / WATER)) / 2
             explained *= 1 - min(unknown, WATER) / whole
-        if explained < RATE_WEIGHT * bits:
-            return i
-    return len(delta.sigma)
+        worth = explained / (RATE_WEIGHT * bits)
+        if worth < 1:
+            break
+        found.append(min(worth, found[-1] if found else worth))
+    return found
 
 
 def _planes(
