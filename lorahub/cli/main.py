@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from lorahub.cli import catalog, merging, publishing, upkeep
+from lorahub.cli import catalog, merging, packing, publishing, upkeep
 
 app = typer.Typer(
     name="lorahub",
@@ -25,6 +25,8 @@ for verb in (
     merging.compare,
     merging.merge,
     merging.verify,
+    packing.pack,
+    packing.unpack,
     publishing.export,
     publishing.push,
     upkeep.version,
