@@ -31,8 +31,15 @@ from lorahub.errors import (
     UnsupportedAdapterError,
     UsageError,
 )
-from lorahub.packing import PackInfo, PackInput, expand, pack, read_info, unpack
-from tests.conftest import EXAMPLES, write_adapter
+from lorahub.packing import (
+    PackInfo,
+    PackInput,
+    expand,
+    pack,
+    read_info,
+    unpack,
+)
+from tests.conftest import EXAMPLES, ROOT, write_adapter
 from tests.mos_adapters import write_mos
 
 P = "base_model.model."
@@ -106,20 +113,23 @@ def test_no_baseline_does_better_at_these_bytes(tmp_path: Path) -> None:
     assert all(c.bytes <= member.table[0].bytes for c in member.table)
 
 
-def test_a_baseline_that_does_better_is_written(tmp_path: Path) -> None:
-    """Factors of few distinct values: three bits hold them exactly."""
-    generator = torch.Generator().manual_seed(0)
-    A = torch.zeros(1, 4096)
-    A[0, torch.randperm(4096, generator=generator)[:3]] = 1.0
-    folder = write_adapter(tmp_path / "sparse", {"m": (64, 4096, 1)}, alpha=1)
+def signs(folder: Path) -> PackInput:
+    """An adapter of rank 1 whose factors are +1 and -1: two bits a value hold it exactly."""
+    write_adapter(folder, {"m": (1500, 2000, 1), "n": (1000, 500, 1)}, alpha=1)
     weights = load_file(folder / "adapter_model.safetensors")
-    weights[f"{P}m.lora_A.weight"] = A
-    weights[f"{P}m.lora_B.weight"] = torch.ones(64, 1)
-    save_file(weights, folder / "adapter_model.safetensors")
-    info = pack([given_folder(folder)], tmp_path / "a.mos", error=1e-4)
-    assert info.members[0].error <= 1e-4
-    back = unpacked(info, "sparse", tmp_path / "back")
-    assert distance(deltas_of(folder), deltas_of(back)) < 1e-4
+    save_file({k: v.sign() for k, v in weights.items()}, folder / "adapter_model.safetensors")
+    return given_folder(folder)
+
+
+def test_a_baseline_that_does_better_is_written(tmp_path: Path) -> None:
+    source = signs(tmp_path / "signs")
+    info = pack([source], tmp_path / "a.mos", bytes_budget=2400)
+    (member,) = info.members
+    assert member.codec == "mixed bits"
+    assert member.error < 1e-4
+    assert info.bytes <= 2400
+    back = unpacked(info, "signs", tmp_path / "back")
+    assert distance(deltas_of(source.folder), deltas_of(back)) < 1e-4
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -616,3 +626,39 @@ def test_every_real_adapter_beats_the_baselines(shared_adapters: Path, tmp_path:
         assert member.codec == "waterfill"
         assert all(member.error < c.error for c in member.table[1:]), folder.name
     assert packed >= 8
+
+
+# --- the document ---
+
+
+def test_the_documents_decoder_needs_numpy_alone(small: Path, tmp_path: Path) -> None:
+    """It gives the same bits as lorahub, for every codec, in a Python that sees only numpy."""
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "mos-format.md").read_text(), re.DOTALL
+    )
+    script = tmp_path / "decoder.py"
+    script.write_text(code)
+    mos = write_mos(
+        tmp_path / "mos", {"q": (64, 96)}, layers=8, rank=8, equivalent=2, shards=2, private=1,
+        dtype=torch.bfloat16,
+    )  # fmt: skip
+    exact = pack([given_folder(mos), example()], tmp_path / "exact.mos").path
+    lossy = pack([example()], tmp_path / "lossy.mos", ratio=5).path
+    plain = pack([signs(tmp_path / "signs")], tmp_path / "plain.mos", bytes_budget=2400).path
+    site = tmp_path / "site"
+    site.mkdir()
+    for part in Path(np.__file__).parent.parent.glob("numpy*"):
+        (site / part.name).symlink_to(part)
+    for path in (small, exact, lossy, plain):
+        done = subprocess.run(
+            [sys.executable, "-S", str(script), str(path)],
+            env={"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        lines = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
+        for member in read_info(path).members:
+            whole = hashlib.sha256()
+            for m in expand(path, member.name):
+                whole.update(m.A.astype("<f4").tobytes() + m.B.astype("<f4").tobytes())
+            assert lines[member.name] == whole.hexdigest(), (path.name, member.name)

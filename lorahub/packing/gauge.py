@@ -30,6 +30,7 @@ class Delta:
         sigma: float64 (r,), singular values, descending.
         rows: float32 (r, d_in), right singular vectors times sigma.
         columns: float32 (r, d_out), left singular vectors times sigma.
+        energy: Squared Frobenius norm, of the delta as its rounded rows and columns give it.
     """
 
     name: str
@@ -37,11 +38,7 @@ class Delta:
     sigma: NDArray[np.float64]
     rows: NDArray[np.float32]
     columns: NDArray[np.float32]
-
-    @property
-    def energy(self) -> float:
-        """Squared Frobenius norm."""
-        return float(np.square(self.sigma).sum())
+    energy: float
 
 
 def delta_of(name: str, kind: ModuleKind, A: NDArray[np.float64], B: NDArray[np.float64]) -> Delta:
@@ -49,13 +46,12 @@ def delta_of(name: str, kind: ModuleKind, A: NDArray[np.float64], B: NDArray[np.
     left, core_b = np.linalg.qr(B)
     right, core_a = np.linalg.qr(A.T)
     u, sigma, v = np.linalg.svd(core_b @ core_a.T, full_matrices=False)
-    return Delta(
-        name,
-        kind,
-        sigma,
-        ((v @ right.T) * sigma[:, None]).astype(np.float32),
-        ((left @ u).T * sigma[:, None]).astype(np.float32),
-    )
+    rows = ((v @ right.T) * sigma[:, None]).astype(np.float32)
+    columns = ((left @ u).T * sigma[:, None]).astype(np.float32)
+    v, u = rows.astype(np.float64), columns.astype(np.float64)
+    inverse = 1 / np.where(sigma > 0, sigma, np.inf)
+    energy = float(inverse @ ((v @ v.T) * (u @ u.T)) @ inverse)
+    return Delta(name, kind, sigma, rows, columns, energy)
 
 
 def read_deltas(weights: Path, modules: Sequence[Module]) -> list[Delta]:
