@@ -206,8 +206,8 @@ def test_an_odd_symbol_never_becomes_an_escape() -> None:
     for _ in range(60):  # one value of each row lies far out
         deviation = 2 ** rng.uniform(-2, 0)
         rows.append(deviation * np.append(rng.standard_normal(895), rng.uniform(5, 9)))
-    stream, decoded, _ = waterfill._quantise(rows)
-    again = waterfill._read(stream, [896] * 60)
+    stream, decoded, _ = waterfill.code_rows(rows)
+    again = waterfill.read_rows(stream, [896] * 60)
     assert all((a == b).all() for a, b in zip(again, decoded, strict=True))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorahub.packing.baselines import Plain
+from lorahub.packing.joint import Public
 from lorahub.packing.rans import Coded as Block
 from lorahub.packing.tables import CLASSES
 from lorahub.packing.waterfill import Coded, Stream
@@ -25,19 +26,38 @@ def waterfill_fields(coded: Coded, sides: Sequence[int]) -> tuple[dict[str, Any]
         "codec": "waterfill",
         "ranks": list(coded.ranks),
         "exponent": int(np.log2(coded.unit)),
-        "streams": [
-            [[len(b.states), len(b.words), len(b.escapes)] for b in s.blocks] for s in streams
-        ],
+        "streams": [_layout(s) for s in streams],
     }
     if any(sides):
         fields["predicted"] = list(sides)
-    data = [_bytes(coded.scales, "<f2")]
-    for stream in streams:
-        data.append(stream.classes.tobytes())
-        for block in stream.blocks:
-            data += [_bytes(block.states, "<u4"), _bytes(block.words, "<u2")]
-            data.append(_bytes(block.escapes, "<i4"))
-    return fields, b"".join(data)
+    return fields, _bytes(coded.scales, "<f2") + b"".join(_stream_bytes(s) for s in streams)
+
+
+def public_fields(public: Public) -> tuple[dict[str, Any], bytes]:
+    """Index fields and data of public rows."""
+    modules = [[*m, *c] for m, c in zip(public.modules, public.counts, strict=True)]
+    return {"modules": modules, "stream": _layout(public.stream)}, _stream_bytes(public.stream)
+
+
+def read_public(fields: object, data: bytes) -> Public:
+    """Public rows.
+
+    Raises:
+        FieldError: A field is not what it should be.
+    """
+    if not isinstance(fields, dict) or not isinstance(fields.get("modules"), list):
+        raise FieldError("modules")
+    keys, counts = [], []
+    for line in fields["modules"]:
+        if not isinstance(line, list) or len(line) != 5 or not isinstance(line[0], str):
+            raise FieldError("modules")
+        d_in, d_out, rows, columns = naturals({"modules": line[1:]}, "modules", 4)
+        keys.append((line[0], d_in, d_out))
+        counts.append((rows, columns))
+    cursor = _Cursor(data)
+    stream = _stream(cursor, fields.get("stream"), sum(map(sum, counts)))
+    cursor.end()
+    return Public(tuple(keys), tuple(counts), stream)
 
 
 def read_waterfill(
@@ -56,20 +76,13 @@ def read_waterfill(
     kept = sum(ranks)
     counts = [2 * kept]
     if any(sides):
-        counts.append(sum(r * s.bit_count() for r, s in zip(ranks, sides, strict=True)))
+        counts.append(sum(r * (s & 3).bit_count() for r, s in zip(ranks, sides, strict=True)))
     layout = fields.get("streams")
     if not isinstance(layout, list) or len(layout) != len(counts):
         raise FieldError("streams")
     cursor = _Cursor(data)
     scales = cursor.take("<f2", kept)
-    streams = []
-    for count, blocks in zip(counts, layout, strict=True):
-        classes = cursor.take("u1", count)
-        if (classes >= CLASSES).any():
-            raise FieldError("data (classes)")
-        if not isinstance(blocks, list):
-            raise FieldError("streams")
-        streams.append(Stream(classes, tuple(_block(cursor, block) for block in blocks)))
+    streams = [_stream(cursor, b, n) for b, n in zip(layout, counts, strict=True)]
     cursor.end()
     coordinates = streams[1] if len(streams) > 1 else None
     return Coded(ranks, scales, 2.0**exponent, coordinates, streams[0]), sides
@@ -120,6 +133,27 @@ def naturals(fields: Mapping[str, Any], name: str, count: int | None) -> tuple[i
     if not all(type(v) is int and 0 <= v < 1 << 31 for v in values):
         raise FieldError(name)
     return tuple(values)
+
+
+def _layout(stream: Stream) -> list[list[int]]:
+    return [[len(b.states), len(b.words), len(b.escapes)] for b in stream.blocks]
+
+
+def _stream_bytes(stream: Stream) -> bytes:
+    parts = [stream.classes.tobytes()]
+    for block in stream.blocks:
+        parts += [_bytes(block.states, "<u4"), _bytes(block.words, "<u2")]
+        parts.append(_bytes(block.escapes, "<i4"))
+    return b"".join(parts)
+
+
+def _stream(cursor: _Cursor, blocks: object, count: int) -> Stream:
+    classes = cursor.take("u1", count)
+    if (classes >= CLASSES).any():
+        raise FieldError("data (classes)")
+    if not isinstance(blocks, list):
+        raise FieldError("streams")
+    return Stream(classes, tuple(_block(cursor, block) for block in blocks))
 
 
 def _block(cursor: _Cursor, layout: object) -> Block:

@@ -17,8 +17,16 @@ from lorahub.packing import baselines, shards, waterfill
 from lorahub.packing.container import Section, assemble, write_file
 from lorahub.packing.gauge import Delta, read_deltas
 from lorahub.packing.info import PackInfo
-from lorahub.packing.members import plain_fields, waterfill_fields
-from lorahub.packing.pools import Pool, encode_next
+from lorahub.packing.joint import (
+    Member,
+    choose,
+    decode_public,
+    encode_next,
+    encode_public,
+    used,
+)
+from lorahub.packing.members import plain_fields, public_fields, waterfill_fields
+from lorahub.packing.pools import PUBLIC, Pool
 from lorahub.packing.read import read_info
 from lorahub.packing.search import search
 
@@ -56,7 +64,7 @@ class _Source:
     parameters: int
     protect: bool
     step: float = 1.0
-    sides: Sequence[int] | None = None
+    flags: Sequence[int] = ()
 
     def steps(self, factor: float) -> list[float]:
         """Step per module; with ``protect`` it grows with the root of the module's norm."""
@@ -97,9 +105,9 @@ class _Source:
     def energy(self) -> float:
         return sum(d.energy for d in self.deltas)
 
-    @property
-    def keys(self) -> list[tuple[str, int, int]]:
-        return [(d.name, d.rows.shape[1], d.columns.shape[1]) for d in self.deltas]
+    def at(self, factor: float) -> Member:
+        keys = [(d.name, d.rows.shape[1], d.columns.shape[1]) for d in self.deltas]
+        return Member(keys, self.deltas, self.steps(factor))
 
 
 def pack(
@@ -236,6 +244,7 @@ class _Coder:
         self._adapters = adapters
         self._listener = listener
         self._tried = 0
+        self._chosen = False
         self._first: dict[str, int] = {}
         self._sources: dict[int, _Source] = {}
         for i, adapter in enumerate(adapters):
@@ -285,12 +294,37 @@ class _Coder:
         """Bytes of a pack that keeps nothing."""
         return len(self._encode(1e9)[0])
 
+    def _public_keys(self) -> list[tuple[str, int, int]]:
+        return sorted({
+            (d.name, d.rows.shape[1], d.columns.shape[1])
+            for source in self._sources.values()
+            for d, flag in zip(source.deltas, source.flags, strict=True)
+            if flag & PUBLIC
+        })  # fmt: skip
+
     def _encode(self, factor: float, share: float = 1.0) -> tuple[bytes, float]:
         """The pack with all steps times ``factor``, and the largest error of its members."""
-        pool = Pool()
+        members = {i: source.at(factor) for i, source in self._sources.items()}
+        if not self._chosen:
+            flags = (
+                choose(list(members.values()))
+                if len(members) > 1
+                else [[0] * len(m.keys) for m in members.values()]
+            )
+            for source, each in zip(self._sources.values(), flags, strict=True):
+                source.flags = each
+            self._chosen = True
         layouts: list[list[list[Any]]] = []
         described: list[dict[str, Any]] = []
         sections: list[Section] = []
+        index: dict[str, Any] = {"layouts": layouts, "members": described}
+        pool, charge = Pool(), 0
+        public = self._public_keys()
+        if public:
+            rows, _ = encode_public(list(members.values()), public)
+            index["public"], data = public_fields(rows)
+            sections.append(Section("public", "U8", (len(data),), data))
+            pool, charge = Pool(decode_public(rows)), len(data) // len(members)
         worst = 0.0
         for i, adapter in enumerate(self._adapters):
             fields = _describe(adapter, layouts)
@@ -298,32 +332,33 @@ class _Coder:
             if first != i:
                 described.append(fields | {"codec": "same", "as": first})
                 continue
-            more, data = _member(self._sources[i], factor, share, pool)
+            more, data = _member(self._sources[i], members[i], share, pool, charge)
             sections.append(Section(f"member.{i}", "U8", (len(data),), data))
             described.append(fields | more)
             worst = max(worst, more["error"])
-        body = assemble({"layouts": layouts, "members": described}, sections)
+        body = assemble(index, sections)
         self._tried += 1
         self._listener(Advanced("pack", self._tried, f"{len(body)} bytes, error {worst:.4f}"))
         return body, worst
 
 
 def _member(
-    source: _Source, factor: float, share: float, pool: Pool
+    source: _Source, member: Member, share: float, pool: Pool, charge: int
 ) -> tuple[dict[str, Any], bytes]:
     """Index fields and data of one adapter: water-filled, unless a baseline does better.
 
-    The baselines get the bytes that water-filling took; the table of all is kept.
+    The baselines get the bytes that water-filling took, ``charge`` for its part of the public
+    rows included; the table of all is kept.
     """
     deltas = source.deltas
-    predicted = encode_next(pool, source.keys, deltas, source.steps(factor), share, source.sides)
-    source.sides = predicted.sides
-    fields, data = waterfill_fields(predicted.encoding.coded, predicted.sides)
-    errors = predicted.encoding.errors
+    encoding = encode_next(pool, member, source.flags, share)
+    fields, data = waterfill_fields(encoding.coded, used(pool, member.keys, source.flags))
+    budget = len(data) + charge
+    errors = encoding.errors
     best = _relative(errors.sum(), source.energy)
-    table = [["waterfill", len(data), best]]
+    table = [["waterfill", budget, best]]
     for name, choices in baselines.CHOICES.items():
-        plain, factors = baselines.encode(deltas, choices, len(data))
+        plain, factors = baselines.encode(deltas, choices, budget)
         each = np.array(
             [waterfill.squared_error(d, f) for d, f in zip(deltas, factors, strict=True)]
         )
@@ -333,7 +368,7 @@ def _member(
         if found < best:
             best, errors, fields, data = found, each, other, numbers
     if fields["codec"] == "waterfill":
-        pool.add(source.keys, predicted.encoding.factors)
+        pool.add(member.keys, encoding.factors)
     relative = [_relative(e, d.energy) for e, d in zip(errors, deltas, strict=True)]
     at = max(range(len(relative)), key=relative.__getitem__)
     return fields | {"error": best, "worst": [at, relative[at]], "table": table}, data

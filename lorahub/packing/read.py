@@ -6,7 +6,7 @@ Everything that an index says is checked before memory is taken for it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,18 @@ from lorahub.packing import baselines, shards, waterfill
 from lorahub.packing.container import VALUES_PER_BYTE, PackFile
 from lorahub.packing.gauge import as_float64
 from lorahub.packing.info import Candidate, Expanded, MemberInfo, PackInfo
-from lorahub.packing.members import FieldError, naturals, read_bits, read_plain, read_waterfill
-from lorahub.packing.pools import Pool
+from lorahub.packing.joint import decode_public
+from lorahub.packing.members import (
+    FieldError,
+    naturals,
+    read_bits,
+    read_plain,
+    read_public,
+    read_waterfill,
+)
+from lorahub.packing.pools import PUBLIC, Key, Pool
 from lorahub.packing.rans import StreamError
-from lorahub.packing.waterfill import Factors
+from lorahub.packing.waterfill import Basis, Factors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +41,7 @@ _SMALL = 1 << 24
 """Values that even the smallest file may hold."""
 
 _LARGEST_DIMENSION = 1 << 24
+_UNLIKE = "is not what a pack has there"
 _WEIGHTS = "adapter_model.safetensors"
 
 
@@ -99,6 +108,7 @@ class _Reader:
         if len(set(self._names)) < len(self._names):
             raise self._pack.invalid("field 'members'", "has a name twice")
         self._decoded: dict[int, tuple[Factors, ...]] = {}
+        self._bases: dict[Key, Basis] | None = None
 
     # --- what is in it ---
 
@@ -233,7 +243,10 @@ class _Reader:
         if i in self._decoded:
             return self._decoded[i]
         fields, modules = self._members[i], self._modules(i)
-        self._bound(i, self._ranks(i))
+        ranks = zip(self._ranks(i), modules, strict=True)
+        self._bound(
+            f"member {i}, field 'ranks'", (max(1, k) * (m.d_in + m.d_out) for k, m in ranks)
+        )
         data = self._pack.section(f"member.{i}", "U8")
         shapes = [(m.d_in, m.d_out) for m in modules]
         try:
@@ -242,8 +255,8 @@ class _Reader:
             else:
                 coded, sides = read_waterfill(fields, data, len(modules))
                 keys = [(m.name, m.d_in, m.d_out) for m in modules]
-                pool = Pool()
-                if any(sides):
+                pool = Pool(self._public() if any(s & PUBLIC for s in sides) else None)
+                if any(s and not s & PUBLIC for s in sides):
                     for j in range(i):
                         if self._members[j]["codec"] == "waterfill":
                             before = [(m.name, m.d_in, m.d_out) for m in self._modules(j)]
@@ -256,6 +269,23 @@ class _Reader:
             raise self._pack.invalid(f"section 'member.{i}'", str(error)) from error
         self._decoded[i] = found
         return found
+
+    def _public(self) -> dict[Key, Basis]:
+        """Bases of the public rows."""
+        if self._bases is None:
+            try:
+                public = read_public(
+                    self._pack.index.get("public"), self._pack.section("public", "U8")
+                )
+                self._bound("public", (k * m[1] + n * m[2] for m, (k, n) in zip(
+                    public.modules, public.counts, strict=True
+                )))  # fmt: skip
+                self._bases = decode_public(public)
+            except FieldError as error:
+                raise self._pack.invalid(f"public, field '{error}'", _UNLIKE) from error
+            except StreamError as error:
+                raise self._pack.invalid("section 'public'", str(error)) from error
+        return self._bases
 
     # --- checks ---
 
@@ -338,15 +368,11 @@ class _Reader:
         except FieldError as error:
             raise self._wrong(i, str(error)) from error
 
-    def _bound(self, i: int, ranks: tuple[int, ...]) -> None:
-        values = sum(
-            max(1, rank) * (m.d_in + m.d_out)
-            for rank, m in zip(ranks, self._modules(i), strict=True)
-        )
-        if values > VALUES_PER_BYTE * self._pack.size + _SMALL:
-            raise self._pack.invalid(
-                f"member {i}, field 'ranks'", f"claims {values} values, more than the file can hold"
-            )
+    def _bound(self, where: str, values: Iterable[int]) -> None:
+        """Refuse more values than the file can hold, before memory is taken for them."""
+        claimed = sum(values)
+        if claimed > VALUES_PER_BYTE * self._pack.size + _SMALL:
+            raise self._pack.invalid(where, f"claims {claimed} values, more than the file can hold")
 
     def _wrong(self, i: int, field: str) -> InvalidAdapterError:
-        return self._pack.invalid(f"member {i}, field '{field}'", "is not what a pack has there")
+        return self._pack.invalid(f"member {i}, field '{field}'", _UNLIKE)

@@ -137,11 +137,11 @@ def encode(
     coordinates, bits = None, np.zeros(len(wanted))
     base: list[NDArray[np.float64] | float] = [0.0] * len(wanted)
     if predicted:
-        coordinates, known, cost = _quantise([plane @ wanted[i] for i, plane in predicted])
+        coordinates, known, cost = code_rows([plane @ wanted[i] for i, plane in predicted])
         bits[[i for i, _ in predicted]] += cost
         for (i, plane), values in zip(predicted, known, strict=True):
             base[i] = _combine(plane, values)
-    rows, rest, cost = _quantise([w - b for w, b in zip(wanted, base, strict=True)])
+    rows, rest, cost = code_rows([w - b for w, b in zip(wanted, base, strict=True)])
     bits += cost + SIDE_BITS / 2
     decoded = [np.float64(b) + r for b, r in zip(base, rest, strict=True)]
     scales, unit, factors = _fit_all(deltas, ranks, decoded)
@@ -168,13 +168,13 @@ def decode(
         StreamError: The stored values do not fit the shapes.
     """
     sizes = [d for shape, rank in zip(shapes, coded.ranks, strict=True) for d in shape * rank]
-    rest = _read(coded.rows, sizes)
+    rest = read_rows(coded.rows, sizes)
     decoded: list[NDArray[np.float64]] = [r.astype(np.float64) for r in rest]
     predicted = _planes(coded.ranks, bases)
     if predicted:
         if coded.coordinates is None:
             raise rans.StreamError("the coordinates of predicted rows are missing")
-        known = _read(coded.coordinates, [len(plane) for _, plane in predicted])
+        known = read_rows(coded.coordinates, [len(plane) for _, plane in predicted])
         for (i, plane), values in zip(predicted, known, strict=True):
             decoded[i] += _combine(plane, values)
     scales = coded.scales.astype(np.float64) * coded.unit
@@ -296,7 +296,7 @@ def _combine(plane: NDArray[np.float64], values: NDArray[np.int64]) -> NDArray[n
     return total
 
 
-def _quantise(
+def code_rows(
     rows: Sequence[NDArray[np.float64]],
 ) -> tuple[Stream, list[NDArray[np.int64]], NDArray[np.float64]]:
     """Code rows (in steps); also what they decode to, and the bits of each."""
@@ -322,7 +322,12 @@ def _quantise(
     return Stream(classes, blocks), _split(decoded, sizes.tolist()), bits
 
 
-def _read(stream: Stream, sizes: Sequence[int]) -> list[NDArray[np.int64]]:
+def read_rows(stream: Stream, sizes: Sequence[int]) -> list[NDArray[np.int64]]:
+    """The rows of a stream, in steps.
+
+    Raises:
+        StreamError: The stored values do not fit the sizes.
+    """
     each = np.repeat(stream.classes, sizes)
     parts = list(_parts(len(each)))
     if len(parts) != len(stream.blocks):
