@@ -37,6 +37,8 @@ _USELESS = 0.999
 """An error this near to 1 means that nothing of the adapter is left."""
 
 _BYTES_SLOPE, _ERROR_SLOPE = -0.6, 1.0  # of the logarithms, against that of the step
+_EXACT = 1e-9  # an error that counts as none, where its logarithm is taken
+_LARGEST_GAIN = 2.0
 _GAP = 0.03  # logarithm of a budget's unused part that is worth a second search
 _EXPECTED = 5  # encodings until the step is found
 
@@ -58,13 +60,25 @@ class PackInput:
 
 @dataclass(slots=True)
 class _Source:
-    """An adapter that is coded with loss."""
+    """An adapter that is coded with loss.
+
+    Attributes:
+        deltas: Its modules.
+        parameters: Number of values in its factors.
+        protect: Whether steps follow the modules' norms.
+        step: Quantisation step.
+        flags: What each module is predicted from, once that is chosen.
+        alone: Error that it has alone, with its share of the budget.
+        reached: Error in the latest encoding.
+    """
 
     deltas: list[Delta]
     parameters: int
     protect: bool
     step: float = 1.0
     flags: Sequence[int] = ()
+    alone: float = 0.0
+    reached: float = 0.0
 
     def steps(self, factor: float) -> list[float]:
         """Step per module; with ``protect`` it grows with the root of the module's norm."""
@@ -90,16 +104,24 @@ class _Source:
         if not exactly:
             return
 
-        def measure(factor: float) -> tuple[float, float]:
+        def measure(factor: float) -> tuple[float, tuple[float, float]]:
             encoding = waterfill.encode(self.deltas, self.steps(factor), [None] * len(self.deltas))
-            if share is not None:
-                return math.log(len(waterfill_fields(encoding.coded, ())[1]) / share), factor
             reached = _relative(encoding.errors.sum(), self.energy)
-            return math.log(max(reached, 1e-9) / (error or 1.0)), factor
+            if share is not None:
+                over = math.log(len(waterfill_fields(encoding.coded, ())[1]) / share)
+            else:
+                over = math.log(max(reached, _EXACT) / (error or 1.0))
+            return over, (factor, reached)
 
         slope = _BYTES_SLOPE if share is not None else _ERROR_SLOPE
         floor = waterfill.smallest_step(self.deltas) / self.step
-        self.step *= search(measure, slope=slope, floor=floor).best or 1.0
+        factor, self.alone = search(measure, slope=slope, floor=floor).best or (1.0, 0.0)
+        self.step *= factor
+
+    def rebalance(self) -> None:
+        """Take back in step what sharing gained in error, so that all adapters gain alike."""
+        if self.alone > 0 and self.reached > 0:
+            self.step *= min(max(self.alone / self.reached, 1.0), _LARGEST_GAIN)
 
     @property
     def energy(self) -> float:
@@ -267,6 +289,10 @@ class _Coder:
         for source in live:
             share = bytes_budget and bytes_budget * source.parameters / whole
             source.settle(share, error, exactly=len(live) > 1)
+        if len(live) > 1:
+            self._encode(1.0)
+            for source in live:
+                source.rebalance()
         floor = max(waterfill.smallest_step(s.deltas) / s.step for s in live)
         slope = _BYTES_SLOPE if bytes_budget is not None else _ERROR_SLOPE
 
@@ -275,7 +301,7 @@ class _Coder:
             outcome = (body, worst) if worst < _USELESS else None
             if bytes_budget is not None:
                 return math.log(len(body) / bytes_budget), outcome
-            return math.log(max(worst, 1e-9) / (error or 1.0)), outcome
+            return math.log(max(worst, _EXACT) / (error or 1.0)), outcome
 
         found = search(measure, slope=slope, floor=floor)
         outcomes = [found.best] if found.best else []
@@ -335,6 +361,7 @@ class _Coder:
             more, data = _member(self._sources[i], members[i], share, pool, charge)
             sections.append(Section(f"member.{i}", "U8", (len(data),), data))
             described.append(fields | more)
+            self._sources[i].reached = more["error"]
             worst = max(worst, more["error"])
         body = assemble(index, sections)
         self._tried += 1
