@@ -373,6 +373,10 @@ def test_unrelated_adapters_lose_nothing(tmp_path: Path) -> None:
     alone = [pack([i], tmp_path / f"{i.name}.mos", ratio=8) for i in inputs]
     info = pack(inputs, tmp_path / "all.mos", bytes_budget=sum(a.bytes for a in alone))
     assert max(m.error for m in info.members) <= 1.001 * max(a.members[0].error for a in alone)
+    assert flags(info.path) == set()
+    alone = [pack([i], tmp_path / f"{i.name}-e.mos", error=0.3) for i in inputs]
+    info = pack(inputs, tmp_path / "all-e.mos", error=0.3)
+    assert info.bytes <= 1.001 * sum(a.bytes for a in alone)
 
 
 def test_sources_may_differ_in_modules_and_ranks(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorahub.adapter import ModuleKind
-from lorahub.packing import baselines, pools, rans, shards, trellis, waterfill
+from lorahub.packing import baselines, model, pools, rans, shards, trellis, waterfill
 from lorahub.packing.gauge import Delta, delta_of
 from lorahub.packing.tables import CLASS_OF_ONE, CLASSES, PRECISION, table
 
@@ -223,10 +223,10 @@ def test_a_smaller_step_costs_more_and_errs_less() -> None:
 def test_models_of_rate_and_error_are_near() -> None:
     deltas = [random_delta(i, 128, 192, 8) for i in range(4)]
     energy = sum(d.energy for d in deltas)
-    step = waterfill.step_for_error(deltas, 0.1)
+    step = model.step_for_error(deltas, 0.1)
     found = waterfill.encode(deltas, [step] * 4, [None] * 4)
     assert math.sqrt(found.errors.sum() / energy) == pytest.approx(0.1, rel=0.1)
-    step = waterfill.step_for_bits(deltas, 20_000)
+    step = model.step_for_bits(deltas, 20_000)
     found = waterfill.encode(deltas, [step] * 4, [None] * 4)
     assert found.bits.sum() == pytest.approx(20_000, rel=0.15)
 

@@ -15,7 +15,7 @@ from lorahub.errors import UnsupportedAdapterError, UsageError
 from lorahub.events import Advanced, Listener, PhaseStarted, ignore
 from lorahub.packing import baselines, shards, waterfill
 from lorahub.packing.container import Section, assemble, write_file
-from lorahub.packing.gauge import Delta, read_deltas
+from lorahub.packing.gauge import read_deltas
 from lorahub.packing.info import PackInfo
 from lorahub.packing.joint import (
     Member,
@@ -26,9 +26,11 @@ from lorahub.packing.joint import (
     used,
 )
 from lorahub.packing.members import plain_fields, public_fields, waterfill_fields
+from lorahub.packing.model import smallest_step
 from lorahub.packing.pools import PUBLIC, Pool
 from lorahub.packing.read import read_info
 from lorahub.packing.search import search
+from lorahub.packing.source import BYTES_SLOPE, ERROR_SLOPE, EXACT, Source, relative
 
 BF16_BYTES = 2
 """Ratios count an adapter as its parameters in bfloat16, whatever it is stored in."""
@@ -36,9 +38,6 @@ BF16_BYTES = 2
 _USELESS = 0.999
 """An error this near to 1 means that nothing of the adapter is left."""
 
-_BYTES_SLOPE, _ERROR_SLOPE = -0.6, 1.0  # of the logarithms, against that of the step
-_EXACT = 1e-9  # an error that counts as none, where its logarithm is taken
-_LARGEST_GAIN = 2.0
 _GAP = 0.03  # logarithm of a budget's unused part that is worth a second search
 _EXPECTED = 5  # encodings until the step is found
 
@@ -56,80 +55,6 @@ class PackInput:
     name: str
     folder: Path
     info: AdapterInfo
-
-
-@dataclass(slots=True)
-class _Source:
-    """An adapter that is coded with loss.
-
-    Attributes:
-        deltas: Its modules.
-        parameters: Number of values in its factors.
-        protect: Whether steps follow the modules' norms.
-        step: Quantisation step.
-        flags: What each module is predicted from, once that is chosen.
-        alone: Error that it has alone, with its share of the budget.
-        reached: Error in the latest encoding.
-    """
-
-    deltas: list[Delta]
-    parameters: int
-    protect: bool
-    step: float = 1.0
-    flags: Sequence[int] = ()
-    alone: float = 0.0
-    reached: float = 0.0
-
-    def steps(self, factor: float) -> list[float]:
-        """Step per module; with ``protect`` it grows with the root of the module's norm."""
-        step = self.step * factor
-        if not self.protect:
-            return [step] * len(self.deltas)
-        norms = [math.sqrt(d.energy) for d in self.deltas]
-        mean = sum(norms) / len(norms)
-        return [step * math.sqrt(n / mean) if n else step for n in norms]
-
-    def settle(self, share: float | None, error: float | None, *, exactly: bool) -> None:
-        """Set the step to what the adapter alone needs for its share of bytes, or for an error.
-
-        Args:
-            share: Bytes, or None.
-            error: Relative error, or None.
-            exactly: Whether to encode it for that, or to trust the model of the rate.
-        """
-        if share is not None:
-            self.step = waterfill.step_for_bits(self.deltas, 8 * share)
-        else:
-            self.step = waterfill.step_for_error(self.deltas, error or 1.0)
-        if not exactly:
-            return
-
-        def measure(factor: float) -> tuple[float, tuple[float, float]]:
-            encoding = waterfill.encode(self.deltas, self.steps(factor), [None] * len(self.deltas))
-            reached = _relative(encoding.errors.sum(), self.energy)
-            if share is not None:
-                over = math.log(len(waterfill_fields(encoding.coded, ())[1]) / share)
-            else:
-                over = math.log(max(reached, _EXACT) / (error or 1.0))
-            return over, (factor, reached)
-
-        slope = _BYTES_SLOPE if share is not None else _ERROR_SLOPE
-        floor = waterfill.smallest_step(self.deltas) / self.step
-        factor, self.alone = search(measure, slope=slope, floor=floor).best or (1.0, 0.0)
-        self.step *= factor
-
-    def rebalance(self) -> None:
-        """Take back in step what sharing gained in error, so that all adapters gain alike."""
-        if self.alone > 0 and self.reached > 0:
-            self.step *= min(max(self.alone / self.reached, 1.0), _LARGEST_GAIN)
-
-    @property
-    def energy(self) -> float:
-        return sum(d.energy for d in self.deltas)
-
-    def at(self, factor: float) -> Member:
-        keys = [(d.name, d.rows.shape[1], d.columns.shape[1]) for d in self.deltas]
-        return Member(keys, self.deltas, self.steps(factor))
 
 
 def pack(
@@ -268,12 +193,12 @@ class _Coder:
         self._tried = 0
         self._chosen = False
         self._first: dict[str, int] = {}
-        self._sources: dict[int, _Source] = {}
+        self._sources: dict[int, Source] = {}
         for i, adapter in enumerate(adapters):
             info = adapter.info
             if self._first.setdefault(info.content_hash, i) == i:
                 deltas = read_deltas(adapter.folder / info.weights_file, info.modules)
-                self._sources[i] = _Source(deltas, info.parameters, protect)
+                self._sources[i] = Source(deltas, info.parameters, protect)
 
     def within(self, bytes_budget: int | None, error: float | None) -> bytes | None:
         """The best pack within the budget or error; None where no step keeps it.
@@ -293,15 +218,15 @@ class _Coder:
             self._encode(1.0)
             for source in live:
                 source.rebalance()
-        floor = max(waterfill.smallest_step(s.deltas) / s.step for s in live)
-        slope = _BYTES_SLOPE if bytes_budget is not None else _ERROR_SLOPE
+        floor = max(smallest_step(s.deltas) / s.step for s in live)
+        slope = BYTES_SLOPE if bytes_budget is not None else ERROR_SLOPE
 
         def measure(factor: float, share: float = 1.0) -> tuple[float, _Outcome]:
             body, worst = self._encode(factor, share)
             outcome = (body, worst) if worst < _USELESS else None
             if bytes_budget is not None:
                 return math.log(len(body) / bytes_budget), outcome
-            return math.log(max(worst, _EXACT) / (error or 1.0)), outcome
+            return math.log(max(worst, EXACT) / (error or 1.0)), outcome
 
         found = search(measure, slope=slope, floor=floor)
         outcomes = [found.best] if found.best else []
@@ -370,7 +295,7 @@ class _Coder:
 
 
 def _member(
-    source: _Source, member: Member, share: float, pool: Pool, charge: int
+    source: Source, member: Member, share: float, pool: Pool, charge: int
 ) -> tuple[dict[str, Any], bytes]:
     """Index fields and data of one adapter: water-filled, unless a baseline does better.
 
@@ -382,25 +307,20 @@ def _member(
     fields, data = waterfill_fields(encoding.coded, used(pool, member.keys, source.flags))
     budget = len(data) + charge
     errors = encoding.errors
-    best = _relative(errors.sum(), source.energy)
+    best = relative(errors.sum(), source.energy)
     table = [["waterfill", budget, best]]
     for name, choices in baselines.CHOICES.items():
         plain, factors = baselines.encode(deltas, choices, budget)
-        each = np.array(
+        left = np.array(
             [waterfill.squared_error(d, f) for d, f in zip(deltas, factors, strict=True)]
         )
-        found = _relative(each.sum(), source.energy)
+        found = relative(left.sum(), source.energy)
         other, numbers = plain_fields(plain, name)
         table.append([name, len(numbers), found])
         if found < best:
-            best, errors, fields, data = found, each, other, numbers
+            best, errors, fields, data = found, left, other, numbers
     if fields["codec"] == "waterfill":
         pool.add(member.keys, encoding.factors)
-    relative = [_relative(e, d.energy) for e, d in zip(errors, deltas, strict=True)]
-    at = max(range(len(relative)), key=relative.__getitem__)
-    return fields | {"error": best, "worst": [at, relative[at]], "table": table}, data
-
-
-def _relative(squared: float, energy: float) -> float:
-    """Relative error of four digits: the index keeps it, and noise would cost bytes there."""
-    return float(f"{math.sqrt(squared / energy):.4g}") if energy else 0.0
+    each = [relative(e, d.energy) for e, d in zip(errors, deltas, strict=True)]
+    at = max(range(len(each)), key=each.__getitem__)
+    return fields | {"error": best, "worst": [at, each[at]], "table": table}, data

@@ -6,6 +6,7 @@ Everything that an index says is checked before memory is taken for it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lorahub.adapter import ModuleKind
+from lorahub.adapter import DTYPE_BYTES, ModuleKind
 from lorahub.errors import InvalidAdapterError, NotFoundError
 from lorahub.formats import peft
 from lorahub.formats.safetensors import Writer, torch_dtype
@@ -125,8 +126,9 @@ class _Reader:
         worst, error = stored.get("worst", (0, 0.0))
         exact = stored["codec"] == "exact"
         if exact:
-            rank = max((min(t.shape) for t in self._tensors(real).values()), default=0)
-            size = sum(len(t.data) for t in self._tensors(real).values())
+            tensors = shards.layout(self._pack, stored.get("tensors"))
+            rank = max((min(shape) for _, shape in tensors), default=0)
+            size = sum(math.prod(shape) * DTYPE_BYTES[dtype] for dtype, shape in tensors)
         else:
             rank = max(self._ranks(real), default=0)
             size = len(self._pack.section(f"member.{real}", "U8"))

@@ -154,10 +154,8 @@ def expand(pack: PackFile, entries: object, limit: int) -> dict[str, Tensor]:
     Raises:
         InvalidAdapterError: An entry is not what a pack has there.
     """
-    if not isinstance(entries, list):
-        raise pack.invalid("field 'tensors'", "is no list")
     found = {}
-    checked = [_checked(pack, entry) for entry in entries]
+    checked = _checked_all(pack, entries)
     values = sum(math.prod(shape) for _, _, shape, *_ in checked)
     if values > limit:
         raise pack.invalid(
@@ -173,6 +171,21 @@ def expand(pack: PackFile, entries: object, limit: int) -> dict[str, Tensor]:
             raise pack.invalid(f"tensor '{key}'", f"has {len(data)} bytes, its shape needs {size}")
         found[key] = Tensor(dtype, shape, data)
     return found
+
+
+def layout(pack: PackFile, entries: object) -> list[tuple[str, tuple[int, ...]]]:
+    """The dtype and shape of every tensor of a member, without reading them.
+
+    Raises:
+        InvalidAdapterError: An entry is not what a pack has there.
+    """
+    return [entry[1:3] for entry in _checked_all(pack, entries)]
+
+
+def _checked_all(pack: PackFile, entries: object) -> list[tuple[Any, ...]]:
+    if not isinstance(entries, list):
+        raise pack.invalid("field 'tensors'", "is no list")
+    return [_checked(pack, entry) for entry in entries]
 
 
 def _checked(pack: PackFile, entry: object) -> tuple[Any, ...]:
