@@ -118,6 +118,8 @@ def choose(members: Sequence[Member]) -> list[list[int]]:
     of the rate-distortion curve. Prediction is only tried where an earlier adapter explains
     enough, so that unrelated adapters cost nothing more.
     """
+    if len(members) == 1:
+        return [[0] * len(members[0].keys)]
     pool = Pool()
     chosen, costs = [], []
     for m in members:

@@ -257,11 +257,7 @@ class _Coder:
         """The pack with all steps times ``factor``, and the largest error of its members."""
         members = {i: source.at(factor) for i, source in self._sources.items()}
         if not self._chosen:
-            flags = (
-                choose(list(members.values()))
-                if len(members) > 1
-                else [[0] * len(m.keys) for m in members.values()]
-            )
+            flags = choose(list(members.values()))
             for source, each in zip(self._sources.values(), flags, strict=True):
                 source.flags = each
             self._chosen = True
