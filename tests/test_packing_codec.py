@@ -211,6 +211,20 @@ def test_an_odd_symbol_never_becomes_an_escape() -> None:
     assert all((a == b).all() for a, b in zip(again, decoded, strict=True))
 
 
+def test_rows_may_span_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    rows = [rng.standard_normal(n) * 3 for n in (700, 5, 2100, 1)]
+    monkeypatch.setattr(waterfill, "BLOCK", 1000)
+    stream, decoded, bits = waterfill.code_rows(rows)
+    assert len(stream.blocks) == 3
+    again = waterfill.read_rows(stream, [len(r) for r in rows])
+    assert all((a == b).all() for a, b in zip(again, decoded, strict=True))
+    stored = sum(16 * len(b.words) + 32 * len(b.states) for b in stream.blocks)
+    assert 0 < stored - bits.sum() < 3 * 16 * 32  # the states of three blocks
+    with pytest.raises(rans.StreamError, match="3 blocks are stored, 1 are needed"):
+        waterfill.read_rows(stream, [700, 5, 2, 1])
+
+
 def test_a_smaller_step_costs_more_and_errs_less() -> None:
     deltas = [random_delta(i, 64, 96, 8) for i in range(4)]
     found = [waterfill.encode(deltas, [s] * 4, [None] * 4) for s in (0.1, 0.3, 1.0, 3.0)]

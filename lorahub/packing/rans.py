@@ -9,6 +9,7 @@ Everything is integer arithmetic: encoding and decoding give the same values on 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +43,9 @@ class StreamError(ValueError):
 
 
 def encode(
-    symbols: NDArray[np.int64],
+    symbols: NDArray[Any],
     classes: NDArray[np.uint8],
-    quantisers: NDArray[np.int64],
+    quantisers: NDArray[Any],
     lanes: int,
 ) -> Coded:
     """Code ``symbols`` (n,) with the tables of their classes and quantisers."""
@@ -105,7 +106,7 @@ def decode(coded: Coded, classes: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def _lookup(
-    symbols: NDArray[np.int64], classes: NDArray[np.uint8], quantisers: NDArray[np.int64]
+    symbols: NDArray[Any], classes: NDArray[np.uint8], quantisers: NDArray[Any]
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.bool_]]:
     """Start and frequency of each symbol in its table, and which of them are escapes."""
     starts = np.empty(len(symbols), np.uint64)

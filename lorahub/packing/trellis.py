@@ -43,7 +43,7 @@ _FROM, _KIND = _ways()
 _NEVER = np.float32(1e30)
 
 
-def reconstruct(symbols: NDArray[Any], quantisers: NDArray[np.int64] | int) -> NDArray[Any]:
+def reconstruct(symbols: NDArray[Any], quantisers: NDArray[Any] | int) -> NDArray[Any]:
     """Values, in steps, of symbols under the quantisers (0 or 1) that were active."""
     values: NDArray[Any] = 2 * symbols - quantisers * np.sign(symbols)
     return values
@@ -68,15 +68,14 @@ def quantise(
     symbols, costs = _candidates(
         np.pad(values, (0, steps * lanes - n)), np.pad(classes, (0, steps * lanes - n)), rate_weight
     )
-    by_step = costs.reshape(4, steps, lanes).transpose(1, 0, 2)
-    ways = np.ascontiguousarray(by_step[:, _KIND[0]]), np.ascontiguousarray(by_step[:, _KIND[1]])
+    by_step = np.ascontiguousarray(costs.reshape(4, steps, lanes).transpose(1, 0, 2))
     total = np.full((_STATES, lanes), float(_NEVER))
     total[0] = 0
     second = np.empty((steps, _STATES, lanes), bool)
     for i in range(steps):
         one, other = total[_FROM[0]], total[_FROM[1]]
-        one += ways[0][i]
-        other += ways[1][i]
+        one += by_step[i].take(_KIND[0], 0)
+        other += by_step[i].take(_KIND[1], 0)
         np.less(other, one, out=second[i])
         total = np.minimum(one, other)
     kinds = _trace(second, total.argmin(0)).reshape(-1)
@@ -85,7 +84,7 @@ def quantise(
 
 
 def bits(
-    symbols: NDArray[np.int64], classes: NDArray[np.uint8], quantisers: NDArray[np.int64]
+    symbols: NDArray[Any], classes: NDArray[np.uint8] | np.uint8, quantisers: NDArray[Any]
 ) -> NDArray[np.float32]:
     """What each symbol costs in the table of its class and quantiser.
 
@@ -93,7 +92,7 @@ def bits(
     value it learns only later, for even.
     """
     _, starts, largest = _rates()
-    which = quantisers * CLASSES + classes
+    which = quantisers.astype(np.int64) * CLASSES + classes
     return _cost(symbols, starts.take(which), largest.take(which))
 
 

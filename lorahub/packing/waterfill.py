@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ RATE_WEIGHT = 2 * math.log(2) * WATER
 SIDE_BITS = 32
 """Per rank: two classes and a scale."""
 
-BLOCK = 1 << 22
+BLOCK = 1 << 21
 """Values coded together, so that memory is bounded."""
 
 
@@ -92,7 +93,7 @@ class Factors:
 
 def lanes_for(count: int) -> int:
     """How many lanes a block of ``count`` values is coded in."""
-    return 16 if count < 1 << 14 else 64 if count < 1 << 19 else 256
+    return 16 if count < 1 << 14 else 64 if count < 1 << 20 else 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +240,7 @@ def _planes(
     return [(i, plane) for i, plane in enumerate(sides) if plane is not None and len(plane)]
 
 
-def _combine(plane: NDArray[np.float64], values: NDArray[np.int64]) -> NDArray[np.float64]:
+def _combine(plane: NDArray[np.float64], values: NDArray[Any]) -> NDArray[np.float64]:
     """``values @ plane``, added up in order: a BLAS product would differ between machines."""
     total = np.zeros(plane.shape[1])
     for value, row in zip(values, plane, strict=True):
@@ -249,15 +250,15 @@ def _combine(plane: NDArray[np.float64], values: NDArray[np.int64]) -> NDArray[n
 
 def code_rows(
     rows: Sequence[NDArray[np.float64]],
-) -> tuple[Stream, list[NDArray[np.int64]], NDArray[np.float64]]:
+) -> tuple[Stream, list[NDArray[np.int32]], NDArray[np.float64]]:
     """Code rows (in steps); also what they decode to, and the bits of each."""
     sizes = np.array([len(row) for row in rows], np.int64)
     deviations = np.array([math.sqrt(np.square(row).mean()) for row in rows])
     classes = _classes(deviations)
     values = np.concatenate([*rows, np.zeros(0)]).astype(np.float32)
     each = np.repeat(classes, sizes)
-    symbols = np.empty(len(values), np.int64)
-    quantisers = np.empty(len(values), np.int64)
+    symbols = np.empty(len(values), np.int32)
+    quantisers = np.empty(len(values), np.uint8)
     for part in _parts(len(values)):
         lanes = lanes_for(part.stop - part.start)
         symbols[part], quantisers[part] = trellis.quantise(
@@ -269,7 +270,7 @@ def code_rows(
         rans.encode(symbols[p], each[p], quantisers[p], lanes_for(p.stop - p.start))
         for p in _parts(len(values))
     )
-    decoded = trellis.reconstruct(symbols, quantisers)
+    decoded = trellis.reconstruct(symbols, quantisers.astype(np.int32))
     return Stream(classes, blocks), _split(decoded, sizes.tolist()), bits
 
 
@@ -287,7 +288,7 @@ def read_rows(stream: Stream, sizes: Sequence[int]) -> list[NDArray[np.int64]]:
     return _split(np.concatenate([*values, np.zeros(0, np.int64)]), sizes)
 
 
-def _split(values: NDArray[np.int64], sizes: Sequence[int]) -> list[NDArray[np.int64]]:
+def _split(values: NDArray[Any], sizes: Sequence[int]) -> list[NDArray[Any]]:
     ends = np.cumsum(sizes)
     return [values[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
@@ -304,22 +305,19 @@ def _classes(deviations: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def _best_classes(
-    symbols: NDArray[np.int64],
-    quantisers: NDArray[np.int64],
+    symbols: NDArray[np.int32],
+    quantisers: NDArray[np.uint8],
     sizes: NDArray[np.int64],
     classes: NDArray[np.uint8],
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """Per row the class near the given one that codes its symbols in the fewest bits."""
-    starts = np.cumsum(sizes) - sizes
     tried = np.clip(classes + np.arange(-2, 2)[:, None], 0, CLASSES - 1).astype(np.uint8)
-    costs = np.array(
-        [
-            np.add.reduceat(trellis.bits(symbols, np.repeat(t, sizes), quantisers), starts)
-            if len(sizes)
-            else np.zeros(0)
-            for t in tried
-        ]
-    )
+    costs = np.zeros(tried.shape)
+    ends = np.cumsum(sizes)
+    for i, size in enumerate(sizes):
+        mine = slice(ends[i] - size, ends[i])
+        for j in range(len(tried)):
+            costs[j, i] = trellis.bits(symbols[mine], tried[j, i], quantisers[mine]).sum()
     best = costs.argmin(0)
     chosen = np.arange(len(sizes))
     return tried[best, chosen], costs[best, chosen]
