@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from lorahub.engine.compress import Compression
     from lorahub.engine.plan import Plan
     from lorahub.hub import Hub, Pushed
+    from lorahub.packing import PackInfo
+    from lorahub.packs import Unpacked
     from lorahub.recipe import Recipe
 
 
@@ -282,6 +284,56 @@ class Workspace:
                 force=force,
                 listener=listener,
             )
+
+    # --- packing ---
+
+    def pack(
+        self,
+        references: Sequence[str],
+        out: Path,
+        *,
+        ratio: float | None = None,
+        bytes_budget: int | None = None,
+        error: float | None = None,
+        protect: bool = False,
+        force: bool = False,
+        listener: Listener = ignore,
+    ) -> PackInfo:
+        """Write adapters into one pack file, in the order given; see `lorahub.packing.pack`.
+
+        Raises:
+            NotFoundError: A reference names nothing.
+            LorahubError: As `lorahub.packing.pack`, and IntegrityError.
+        """
+        from lorahub import packs
+
+        adapters = [self._source(r, listener) for r in references]
+        for adapter in adapters:
+            check_unchanged(adapter)
+        return packs.pack(
+            adapters,
+            out,
+            ratio=ratio,
+            bytes_budget=bytes_budget,
+            error=error,
+            protect=protect,
+            force=force,
+            listener=listener,
+        )
+
+    def unpack(
+        self, file: Path, name: str | None = None, folder: Path | None = None
+    ) -> tuple[Unpacked, ...]:
+        """Write members of a pack as folders; see `lorahub.packs.unpack`."""
+        from lorahub import packs
+
+        return packs.unpack(file, name, folder, locks=self.config.home / "locks")
+
+    def pack_info(self, file: Path) -> PackInfo:
+        """What a pack holds, its checksum verified; see `lorahub.packing.read_info`."""
+        from lorahub.packing import read_info
+
+        return read_info(file.expanduser().absolute())
 
     # --- giving away ---
 
