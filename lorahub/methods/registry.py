@@ -55,6 +55,8 @@ class Method:
         normalize: Whether adapters get equal norms first, when nothing is asked for; None
             leaves it to how much their norms and ranks differ.
         allocation: Rule that distributes a budget over the modules, for methods that need one.
+        packed: How many times smaller than in bfloat16 the result is packed when nothing is
+            asked for; None packs it only when asked.
         equal_weights: Whether weights come from the method and may not be given.
         equal_ranks: Whether all members of a module must have the same rank.
         exceptions: Laws the method breaks by nature (``gauge``), as its docstring explains.
@@ -72,6 +74,7 @@ class Method:
     default_scale: Callable[[int], float]
     normalize: bool | None
     allocation: Rule | None
+    packed: float | None
     equal_weights: bool
     equal_ranks: bool
     exceptions: frozenset[str]
@@ -140,6 +143,7 @@ def method(
     default_scale: Callable[[int], float] = unit_scale,
     normalize: bool | None = False,
     allocation: Rule | None = None,
+    packed: float | None = None,
     equal_weights: bool = False,
     equal_ranks: bool = False,
     exceptions: frozenset[str] = frozenset(),
@@ -170,6 +174,7 @@ def method(
             default_scale=default_scale,
             normalize=normalize,
             allocation=allocation,
+            packed=packed,
             equal_weights=equal_weights,
             equal_ranks=equal_ranks,
             exceptions=exceptions,
