@@ -139,16 +139,17 @@ def _allocated(
 
     def work(modules: Sequence[PlannedModule], stack: Stack) -> list[tuple[Tensor, Mix]]:
         mix = canonical(stack, _mixed(plan, modules, stack))
-        assert mix.sigma is not None
-        sigma = mix.sigma.cpu()
+        spectrum = mix.sigma if mix.importance is None else mix.importance
+        assert spectrum is not None
+        spectrum = spectrum.cpu()
         for i, kept in enumerate(mix.ranks or ()):
-            sigma[i, kept:] = 0
-        return [(sigma[i], mix.module(i)) for i in range(len(modules))]
+            spectrum[i, kept:] = 0
+        return [(spectrum[i], mix.module(i)) for i in range(len(modules))]
 
     spectra = []
     room = MIX_CACHE_BYTES
-    for module, (sigma, mix) in batches.run(plan, "spectra", work, listener):
-        spectra.append(sigma.numpy().copy())
+    for module, (spectrum, mix) in batches.run(plan, "spectra", work, listener):
+        spectra.append(spectrum.numpy().copy())
         room -= mix.left.nbytes + mix.right.nbytes
         if room > 0 and batches.device.type == "cpu":
             cache[module.name] = mix
