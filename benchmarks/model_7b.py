@@ -1,25 +1,26 @@
-"""A Llama-2-7B-shaped merge, disk to disk: 224 modules, four rank-16 bf16 adapters to rank 16.
+"""Llama-2-7B-shaped merges, disk to disk: 224 modules, rank-16 bf16 adapters to rank 16.
 
-The peer is the least any tool could do: read the same tensors with safetensors and save as many
-bytes as the result has (`read`), or copy all of them through safetensors (`copy`).
+The peer is the least any tool could do: copying the inputs through safetensors. The floor of a
+method is what it cannot do without, each part timed by itself in the same process: reading the
+inputs, converting them, the two Gram matrices as plain products, one eigenproblem, the thin
+products, and writing the result.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from benchmarks.data import LLAMA_2_7B, llama_modules, write_adapter
 
 DATA = Path(__file__).parent / "data"
-ADAPTERS, RANK = 4, 16
+RANK = 16
+METHODS = ("svd", "lego", "welore", "cat")
 
 _MERGE = """
-import json, resource, shutil, sys, time
+import json, resource, sys, time
 from pathlib import Path
 import torch
 from lorahub import formats
@@ -28,16 +29,19 @@ from lorahub.engine.plan import make_plan
 from lorahub.engine.run import run
 from lorahub.methods.registry import get
 folders, out, workers = sys.argv[1].split(","), Path(sys.argv[2]), int(sys.argv[3])
+name, repeats = sys.argv[4], int(sys.argv[5])
 def load(f):
     return Adapter(Path(f).name, Origin(Source.FOLDER, Path(f)), formats.inspect(Path(f)))
-plan = make_plan([load(f) for f in folders], [0.25] * 4, get("svd"), {"rank": 16})
+options = {"budget": "rank 16"} if name == "welore" else {}
+parameters = {"rank": 16} if name in ("svd", "lego") else {}
+plan = make_plan([load(f) for f in folders], [1.0] * len(folders), get(name), parameters, **options)
 times = []
-for _ in range(4):
+for _ in range(repeats + 1):
     out.unlink(missing_ok=True)
     wall, cpu = time.perf_counter(), time.process_time()
     run(plan, out, workers=workers, device="cpu")
     times.append((time.process_time() - cpu, time.perf_counter() - wall))
-cpu, wall = sorted(times[1:])[1]
+cpu, wall = sorted(times[1:])[repeats // 2]
 rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"cpu": cpu, "wall": wall, "rss": rss}))
 """
@@ -61,29 +65,66 @@ for _ in range(4):
 print(json.dumps({"cpu": sorted(times[1:])[1]}))
 """
 
+_FLOOR = """
+import json, sys, time
+import torch
+torch.set_num_threads(1)
+adapters, layers, rank = map(int, sys.argv[1:4])
+R = adapters * rank
+def timed(work):
+    work()
+    found = []
+    for _ in range(5):
+        cpu = time.process_time()
+        work()
+        found.append(time.process_time() - cpu)
+    return sorted(found)[2]
+total = {"read": 0.0, "convert": 0.0, "gram": 0.0, "eigen": 0.0, "thin": 0.0, "write": 0.0}
+out = open("/dev/shm/floor", "wb", buffering=0)
+for d, count in ((4096, 11), (11008, 3)):  # widths of all A and B of a layer
+    X, half = torch.randn(R, d), torch.randn(R, d).bfloat16()
+    W = torch.randn(rank, R)
+    source = bytearray(half.numel() * 2)
+    target = bytearray(half.numel() * 2)
+    made = memoryview(bytearray(rank * d * 2))
+    total["read"] += layers * count * timed(lambda: target.__setitem__(slice(None), source))
+    total["convert"] += layers * count * timed(lambda: X.copy_(half))
+    total["gram"] += layers * count * timed(lambda: X @ X.mT)
+    total["thin"] += layers * count * timed(lambda: W @ X)
+    total["write"] += layers * count * timed(lambda: (out.seek(0), out.write(made)))
+G = torch.randn(R, R, dtype=torch.float64)
+G = G @ G.mT
+total["eigen"] = layers * 7 * timed(lambda: torch.linalg.eigh(G))
+print(json.dumps({**total, "cpu": sum(total.values())}))
+"""
+
 
 def main() -> None:
-    """Print CPU seconds, wall seconds and peak memory of the merge, and of the copy."""
-    for layers in (8, LLAMA_2_7B[0]):
-        modules = llama_modules(layers, *LLAMA_2_7B[1:])
-        homes = [
-            write_adapter(DATA / f"7b-{layers}" / f"a{i}", modules, RANK, i)
-            for i in range(ADAPTERS)
-        ]
-        words = [",".join(map(str, homes)), str(DATA / "out.safetensors")]
-        copy = _call(_COPY, *words)
-        one = _call(_MERGE, *words, "1")
-        two = _call(_MERGE, *words, "2")
-        print(f"{len(modules)} modules, {layers} layers")
-        print(f"  copy through safetensors  {copy['cpu']:.3f} CPU s")
-        print(
-            f"  lorahub svd, 1 worker     {one['cpu']:.3f} CPU s, {one['wall']:.3f} s wall, "
-            f"peak {one['rss']:.0f} MiB, {one['cpu'] / copy['cpu']:.2f} x copy"
-        )
-        print(
-            f"  lorahub svd, 2 workers    {two['cpu']:.3f} CPU s, {two['wall']:.3f} s wall, "
-            f"peak {two['rss']:.0f} MiB, {two['wall'] / one['wall']:.2f} of one worker's wall"
-        )
+    """Print CPU seconds, wall seconds and peak memory of merges, floors and the copy."""
+    for adapters, layers in ((4, 8), (4, LLAMA_2_7B[0]), (16, LLAMA_2_7B[0])):
+        _compare(adapters, layers)
+
+
+def _compare(adapters: int, layers: int) -> None:
+    modules = llama_modules(layers, *LLAMA_2_7B[1:])
+    homes = [
+        write_adapter(DATA / f"7b-{layers}" / f"a{i}", modules, RANK, i) for i in range(adapters)
+    ]
+    words = [",".join(map(str, homes)), str(DATA / "out.safetensors")]
+    floor = _call(_FLOOR, str(adapters), str(layers), str(RANK))
+    copy = _call(_COPY, *words)["cpu"]
+    parts = ", ".join(f"{k} {v:.2f}" for k, v in floor.items() if k != "cpu")
+    print(f"N = {adapters}, {len(modules)} modules")
+    print(f"  copy through safetensors {copy:.3f} CPU s; floor of svd {floor['cpu']:.3f} ({parts})")
+    svd = 0.0
+    for method in METHODS:
+        one = _call(_MERGE, *words, "1", method, "3" if adapters < 16 else "1")
+        svd = svd or one["cpu"]
+        print(f"  {method:7s} {one['cpu']:.3f} CPU s, peak {one['rss']:.0f} MiB; "
+              f"{one['cpu'] / copy:.2f} x copy, {one['cpu'] / floor['cpu']:.2f} x floor, "
+              f"{one['cpu'] / svd:.2f} x svd")  # fmt: skip
+    walls = [_call(_MERGE, *words, str(w), "svd", "3")["wall"] for w in (1, 2)]
+    print(f"  svd, two workers: {walls[1]:.3f} s wall, {walls[1] / walls[0]:.2f} of one worker's")
 
 
 def _call(script: str, *words: str) -> dict[str, float]:
@@ -94,6 +135,4 @@ def _call(script: str, *words: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    start = time.perf_counter()
     main()
-    print(f"took {time.perf_counter() - start:.0f} s, {resource.getpagesize()} B pages")

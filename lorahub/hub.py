@@ -234,7 +234,8 @@ class Hub:
             files: Local files; their names become the repository's.
             repo_id: ``owner/name``; it is created where it does not exist.
             private: Ask for a private repository, and make sure that it is one.
-            create_pr: Open a pull request instead of committing to main.
+            create_pr: Open a pull request instead of committing to main; one of ours that is
+                open and holds these files is not opened again.
             message: Commit message.
             dry_run: Only look and say what would go up.
 
@@ -251,7 +252,7 @@ class Hub:
         sizes = sum(f.stat().st_size for f in files)
         names = tuple(f.name for f in files)
         with self._translated(repo_id):
-            api.whoami()
+            user = str(api.whoami()["name"])
         head = self._head(repo_id)
         if private and head is not None:
             self._require_private(api, repo_id)
@@ -266,7 +267,10 @@ class Hub:
             head = self.resolve(repo_id)
             if private:
                 self._require_private(api, repo_id)
-        return self._commit(api, files, head, url, message, create_pr=create_pr)
+        if create_pr and (opened := self._pull_request(api, head, files, user)):
+            pr_url, revision = opened
+            return Pushed(repo_id, url, revision, pr_url, False, names, sizes)
+        return self._commit(api, files, head, url, message, user if create_pr else None)
 
     def _head(self, repo_id: str) -> Snapshot | None:
         try:
@@ -291,9 +295,9 @@ class Hub:
         head: Snapshot,
         url: str,
         message: str,
-        *,
-        create_pr: bool,
+        pr_author: str | None,
     ) -> Pushed:
+        """Commit to main, or open a pull request as ``pr_author``; a lost answer is looked up."""
         from huggingface_hub import CommitOperationAdd
 
         operations = [CommitOperationAdd(f.name, f) for f in files]
@@ -306,22 +310,65 @@ class Hub:
                     head.repo_id,
                     operations,
                     commit_message=message,
-                    create_pr=create_pr,
+                    create_pr=pr_author is not None,
                     parent_commit=head.revision,
                 )
         except KeyError:
-            if not create_pr:
+            if pr_author is None:
                 raise
             raise _no_pull_request(head.repo_id, "an unnamed commit") from None
-        except (NetworkError, ConflictError):
-            now = self._head(head.repo_id)
-            if create_pr or now is None or not all(_already(now, f) for f in files):
+        except (NetworkError, ConflictError) as error:
+            landed = self._landed(api, head, files, pr_author, error)
+            if landed is None:
                 raise
-            # The answer was lost, the commit was not.
-            return Pushed(head.repo_id, url, now.revision, None, True, names, sizes)
-        if create_pr and not commit.pr_url:
+            pr_url, revision = landed
+            return Pushed(head.repo_id, url, revision, pr_url, True, names, sizes)
+        if pr_author is not None and not commit.pr_url:
             raise _no_pull_request(head.repo_id, commit.oid)
         return Pushed(head.repo_id, url, commit.oid, commit.pr_url, True, names, sizes)
+
+    def _landed(
+        self,
+        api: HfApi,
+        head: Snapshot,
+        files: Sequence[Path],
+        pr_author: str | None,
+        error: LorahubError,
+    ) -> tuple[str | None, str] | None:
+        """Pull request and commit that went through although their answer was lost."""
+        try:
+            if pr_author is not None:
+                return self._pull_request(api, head, files, pr_author)
+            now = self._head(head.repo_id)
+        except LorahubError:
+            what = "commit" if pr_author is None else "pull request"
+            raise NetworkError(
+                f"{error.message}; whether the {what} went through is not known",
+                hint="push again later: what went through is found, and not repeated",
+            ) from error
+        if now is None or not all(_already(now, f) for f in files):
+            return None
+        return None, now.revision
+
+    def _pull_request(
+        self, api: HfApi, head: Snapshot, files: Sequence[Path], author: str
+    ) -> tuple[str, str] | None:
+        """URL and commit of the author's newest open pull request that holds these files."""
+        with self._translated(head.repo_id):
+            found = _with_retries(
+                lambda: list(
+                    api.get_repo_discussions(
+                        head.repo_id, author=author, discussion_type="pull_request"
+                    )
+                )
+            )
+        mine = [d for d in found if d.is_pull_request and d.author == author]
+        for request in sorted(mine, key=lambda d: d.num, reverse=True):
+            if request.status in {"open", "draft"}:
+                proposed = self.resolve(head.repo_id, request.git_reference)
+                if all(_already(proposed, f) for f in files):
+                    return request.url, proposed.revision
+        return None
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:

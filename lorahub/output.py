@@ -60,7 +60,7 @@ def new_folder(target: Path, locks: Path, *, replace: bool = False) -> Iterator[
             try:
                 partial.chmod(0o777 & ~_umask())
                 yield partial
-                for file in partial.iterdir():
+                for file in partial.rglob("*"):
                     _sync(file)
                 _move(partial, target, replace=replace)
             finally:
@@ -93,7 +93,8 @@ def _move(partial: Path, target: Path, *, replace: bool) -> None:
 
 def _exists(target: Path) -> ConflictError:
     return ConflictError(
-        f"{target}: already exists", hint="choose another folder or name, or pass --force"
+        f"{target}: already exists",
+        hint="choose another folder or name, or remove it; a merge replaces it with --force",
     )
 
 

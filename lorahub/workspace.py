@@ -10,11 +10,10 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
@@ -32,11 +31,13 @@ from lorahub.errors import (
 )
 from lorahub.events import Listener, Warned, ignore
 from lorahub.output import check_name, new_folder
+from lorahub.parallel import each
 from lorahub.record import FILE_NAME, Parent, Record, Verification
 from store import AdapterFilter, AdapterSummary, Catalog, ParentLink, RunDraft
 
 if TYPE_CHECKING:
     from lorahub.engine.compare import Comparison
+    from lorahub.engine.compress import Compression
     from lorahub.engine.plan import Plan
     from lorahub.engine.run import MergedModule
     from lorahub.hub import Hub, Pushed
@@ -77,7 +78,7 @@ class Workspace:
     def __init__(self, config: Config, catalog: Catalog) -> None:
         self.config = config
         self.catalog = catalog
-        self._naming = Lock()
+        self._writing = Lock()
 
     @classmethod
     def open(cls, home: Path | None = None) -> Workspace:
@@ -206,21 +207,25 @@ class Workspace:
                 raise UsageError("--name goes with one reference")
         hub = self.hub(endpoint=endpoint, token_env=token_env)
 
-        def one(text: str) -> Pulled:
+        stopped = Event()
+
+        def pull_one(text: str) -> Pulled:
             try:
                 origin = self._fetch(text, hub, all_files, allow_pickle, listener)
-                adapter, added = self._register(origin, name, allow_pickle=allow_pickle)
+                adapter, added = self._register(
+                    origin, name, allow_pickle=allow_pickle, stopped=stopped
+                )
                 return Pulled(text, "added" if added else "up to date", adapter, None)
             except LorahubError as error:
                 return Pulled(text, "failed", None, error)
 
-        with ThreadPoolExecutor(PULL_WORKERS, thread_name_prefix="pull") as pool:
-            futures = [pool.submit(one, text) for text in references]
-            try:
-                return tuple(future.result() for future in futures)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        try:
+            return each(pull_one, references, PULL_WORKERS)
+        except BaseException:
+            # What a thread is writing is finished, and nothing is begun after the interruption.
+            with self._writing:
+                stopped.set()
+            raise
 
     def hub(self, *, endpoint: str | None = None, token_env: str | None = None) -> Hub:
         """A client for the Hub in effect."""
@@ -257,13 +262,14 @@ class Workspace:
         )
 
     def _register(
-        self, origin: Origin, name: str | None, *, allow_pickle: bool = False
+        self, origin: Origin, name: str | None, *, allow_pickle: bool, stopped: Event
     ) -> tuple[Adapter, bool]:
         """The catalogued adapter for an origin, and whether it is new."""
         if allow_pickle and (pickled := formats.find_pickle(origin.folder)):
-            origin = self._converted(origin, pickled)
+            with self._unless(stopped):
+                origin = self._converted(origin, pickled)
         info = formats.inspect(origin.folder)
-        with self._naming:
+        with self._unless(stopped):
             for known in self._same_place(origin):
                 if known.info.content_hash == info.content_hash and name in {None, known.name}:
                     return known, False
@@ -280,6 +286,14 @@ class Workspace:
             record = Record.read(origin.folder)
             adapter = Adapter(wanted, origin, info, method=record.method if record else None)
             return self.catalog.add(adapter, rename_older=rename_older), True
+
+    @contextmanager
+    def _unless(self, stopped: Event) -> Iterator[None]:
+        """One thread at a time writes, and none once ``stopped`` is set."""
+        with self._writing:
+            if stopped.is_set():
+                raise LorahubError("the pull was interrupted")
+            yield
 
     def _same_place(self, origin: Origin) -> list[Adapter]:
         if origin.repo_id is not None:
@@ -606,6 +620,45 @@ class Workspace:
             raise UsageError("compare needs at least two adapters")
         return compare([self._source(r, listener) for r in references], listener=listener)
 
+    # --- compressing ---
+
+    def compress(
+        self,
+        model: Path,
+        folder: Path,
+        *,
+        reduction: float,
+        adapter: str | None = None,
+        keep_adapter: bool = False,
+        force: bool = False,
+        listener: Listener = ignore,
+    ) -> Compression:
+        """Compress a model's linear weights into a new folder (`lorahub.engine.compress`).
+
+        Raises:
+            ConflictError: The folder exists.
+            NotFoundError: The adapter's reference names nothing.
+            LorahubError: What `lorahub.engine.compress.compress` raises.
+        """
+        from lorahub.engine.compress import compress
+
+        target = folder.expanduser().absolute()
+        if target.exists():  # force is about the reduction: it never replaces a folder
+            raise ConflictError(f"{target}: already exists", hint="choose another folder")
+        source = self._source(adapter, listener) if adapter is not None else None
+        if source is not None:
+            self._check_unchanged(source)
+        with new_folder(target, self.config.home / "locks") as partial:
+            return compress(
+                model.expanduser(),
+                partial,
+                reduction=reduction,
+                adapter=source,
+                keep_adapter=keep_adapter,
+                force=force,
+                listener=listener,
+            )
+
     # --- giving away ---
 
     def export(self, reference: str, folder: Path, *, format_name: str = "peft") -> Path:
@@ -614,7 +667,7 @@ class Workspace:
         Raises:
             UsageError: An unknown format.
             UnsupportedAdapterError: The adapter is not in PEFT's format.
-            ConflictError: The folder exists.
+            ConflictError: The folder exists and holds something else.
             IntegrityError: Its files changed since they were catalogued.
         """
         if format_name != "peft":
@@ -624,9 +677,12 @@ class Workspace:
         if adapter.info.format != "peft":
             raise InvalidRecipeError(f"'{adapter.name}' is {adapter.info.format}, not PEFT")
         target = folder.expanduser().absolute()
-        with new_folder(target, self.config.home / "locks") as partial:
-            for file in publishable(adapter):
-                shutil.copyfile(file, partial / file.name)
+        files = publishable(adapter)
+        # The same export again is done already: its process may have been stopped right after it.
+        if not _holds_just(target, files):
+            with new_folder(target, self.config.home / "locks") as partial:
+                for file in files:
+                    shutil.copyfile(file, partial / file.name)
         self.catalog.record_export(adapter.id, target, format_name)
         return target
 
@@ -752,6 +808,13 @@ def _require(check: Verification, name: str) -> None:
             f"{check.tolerance:.0e} is allowed",
             hint="this is a defect of the method or of the files; please report it",
         )
+
+
+def _holds_just(folder: Path, files: Sequence[Path]) -> bool:
+    """Whether ``folder`` is there with copies of ``files`` and nothing else."""
+    if not folder.is_dir() or {p.name for p in folder.iterdir()} != {f.name for f in files}:
+        return False
+    return all(_sha256(folder / f.name) == _sha256(f) for f in files)
 
 
 def _sha256(path: Path) -> str:

@@ -26,6 +26,7 @@ from lorahub.formats.safetensors import (
     TensorEntry,
     TensorFile,
     Writer,
+    encode,
     read_header,
 )
 from tests.conftest import write_adapter
@@ -216,7 +217,7 @@ def test_weights_of_any_name_when_there_is_one_file(tmp_path: Path) -> None:
         ({"target_modules": ["zz"]}, ["zz", "x.q"]),
         ({"target_modules": r".*\.(k|v)"}, ["target_modules", "x.q"]),
         ({"target_modules": "(("}, ["target_modules", "expression"]),
-        ({"target_modules": "(x+x+)+y"}, ["target_modules", "expression"]),
+        ({"target_modules": "(x+x+)+y"}, ["target_modules does not match", "x.q"]),
         ({"lora_alpha": None}, ["lora_alpha", "8"]),
         ({"bias": "lora_only"}, ["bias", "lora_only"]),
         ({"modules_to_save": ["classifier"]}, ["modules_to_save", "classifier"]),
@@ -295,8 +296,8 @@ def test_a_zero_behind_the_first_piece_read_is_not_taken_for_all(tmp_path: Path)
         ({"r": 8, "rank_pattern": {"q": 4}}, None),
         ({"rank_pattern": {"q": 2}}, "rank_mismatch"),
         ({"alpha_pattern": {"(q": 4}}, "pattern"),
-        ({"alpha_pattern": {"(q*)*": 4}}, "pattern"),
-        ({"rank_pattern": {".*" * 50: 4}}, "pattern"),
+        ({"alpha_pattern": {"(q*)*": 4}}, None),
+        ({"rank_pattern": {".*" * 50: 4}}, None),
         ({"peft_type": "ADALORA"}, "peft_type"),
         ({"peft_type": "LOHA"}, "peft_type"),
         ({"peft_type": "XLORA"}, "peft_type"),
@@ -629,17 +630,12 @@ def test_the_writer_gives_the_same_bytes_every_time(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = {name: torch.randn(4, 6, generator=generator) for name in ("q", "é.k", "empty")}
     tensors["empty"] = torch.empty(0, 6)
-    digests = []
     for name in ("one", "two"):
         with Writer(tmp_path / name, header_room=1001) as writer:
-            digests.append([writer.write(key, t, "BF16") for key, t in tensors.items()])
+            for key, tensor in tensors.items():
+                writer.write(key, encode(tensor, "BF16"))
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    assert digests[0] == digests[1]
-    header, raw = read_header(tmp_path / "one"), (tmp_path / "one").read_bytes()
-    assert [
-        hashlib.sha256(raw[entry.start : entry.stop]).hexdigest()
-        for entry in (header.tensors[key] for key in tensors)
-    ] == digests[0]
+    header = read_header(tmp_path / "one")
     # Readers that map the file want tensors aligned.
     assert min(entry.start for entry in header.tensors.values()) % 8 == 0
     read = load_file(tmp_path / "one")
@@ -658,7 +654,7 @@ def test_the_writer_never_overwrites_a_file(tmp_path: Path) -> None:
 def test_a_header_without_room_leaves_no_valid_file(tmp_path: Path) -> None:
     path = tmp_path / "x"
     with pytest.raises(AssertionError, match="header_room"), Writer(path, header_room=8) as writer:
-        writer.write("x", torch.ones(2, 3), "F32")
+        writer.write("x", encode(torch.ones(2, 3), "F32"))
     with pytest.raises(InvalidAdapterError):
         read_header(path)
 

@@ -41,8 +41,10 @@ from .loopback_hub import (
     Status,
     WithoutHeaders,
     WrongLength,
+    after,
     always,
     first,
+    nth,
 )
 
 WEIGHTS = "adapter_model.safetensors"
@@ -534,6 +536,74 @@ def test_push_opens_a_pull_request(hub: LoopbackHub, remote: Hub, files: list[Pa
     assert hub.files("ann/x", "refs/pr/1") == adapter(3)
 
 
+LOST = [Drop(lands=True), Status(500, lands=True), NotJson(lands=True)]
+
+
+@pytest.mark.parametrize("fault", LOST)
+def test_pull_request_whose_answer_is_lost_is_found(
+    hub: LoopbackHub, remote: Hub, files: list[Path], fault: Fault
+) -> None:
+    sha = hub.add_repo("ann/x", adapter(1)).sha
+    hub.faults.add("POST", "/commit/", fault, first(1))
+    done = remote.push(files, "ann/x", create_pr=True)
+    assert (done.changed, done.pr_url) == (True, f"{hub.endpoint}/ann/x/discussions/1")
+    assert done.revision == hub.repo("ann/x").at("refs/pr/1").oid
+    assert hub.repo("ann/x").sha == sha
+    assert len(hub.repo("ann/x").discussions) == 1
+
+
+@pytest.mark.parametrize("fault", [Drop(), Status(500), NotJson()])
+def test_pull_request_that_is_lost_is_an_error(
+    hub: LoopbackHub, remote: Hub, files: list[Path], fault: Fault
+) -> None:
+    hub.add_repo("ann/x", adapter(1))
+    # Somebody else's with the same files, and an older one of ours with others, are not it.
+    hub.faults.add("POST", "/commit/", fault, nth(3))
+    Hub(hub.endpoint, hub.add_user("bob")).push(files, "ann/x", create_pr=True)
+    config = next(f for f in files if f.name == CONFIG)
+    config.write_bytes(b'{"r": 1}')
+    remote.push(files, "ann/x", create_pr=True)
+    config.write_bytes(adapter(3)[CONFIG])
+    fails(NetworkError, lambda: remote.push(files, "ann/x", create_pr=True), "ann/x")
+    assert len(hub.repo("ann/x").discussions) == 2
+
+
+@pytest.mark.parametrize("create_pr", [True, False])
+def test_commit_that_nobody_can_look_up_is_called_unknown(
+    hub: LoopbackHub, remote: Hub, files: list[Path], create_pr: bool
+) -> None:
+    hub.add_repo("ann/x", adapter(1))
+    hub.faults.add("POST", "/commit/", Drop(lands=True), first(1))
+    hub.faults.add("GET", "/discussions" if create_pr else "/api/models/ann/x", Drop(), after(1))
+    what = "pull request" if create_pr else "commit"
+    error = fails(
+        NetworkError,
+        lambda: remote.push(files, "ann/x", create_pr=create_pr),
+        "ann/x",
+        f"whether the {what} went through is not known",
+    )
+    assert "push again" in (error.hint or "")
+    hub.faults.clear()
+    again = remote.push(files, "ann/x", create_pr=create_pr)
+    assert not again.changed
+    assert (again.pr_url is not None) == create_pr
+    assert len(hub.log.find("POST", "/commit/")) == 1
+
+
+def test_pull_request_that_is_open_is_not_opened_twice(
+    hub: LoopbackHub, remote: Hub, files: list[Path]
+) -> None:
+    hub.add_repo("ann/x", adapter(1))
+    once = remote.push(files, "ann/x", create_pr=True)
+    hub.log.clear()
+    again = remote.push(files, "ann/x", create_pr=True)
+    assert (again.changed, again.pr_url, again.revision) == (False, once.pr_url, once.revision)
+    assert writes(hub) == []
+    hub.repo("ann/x").discussions[1].status = "closed"
+    reopened = remote.push(files, "ann/x", create_pr=True)
+    assert (reopened.changed, reopened.pr_url) == (True, f"{hub.endpoint}/ann/x/discussions/2")
+
+
 @pytest.mark.parametrize("habit", ["ignore_create_pr", "omit_pr_url"])
 def test_hub_that_opens_no_pull_request(
     hub: LoopbackHub, remote: Hub, files: list[Path], habit: str
@@ -547,7 +617,7 @@ def test_hub_that_opens_no_pull_request(
     assert len(hub.log.find("POST", "/commit/")) == 1
 
 
-@pytest.mark.parametrize("fault", [Drop(lands=True), Status(500, lands=True), NotJson(lands=True)])
+@pytest.mark.parametrize("fault", LOST)
 def test_commit_whose_answer_is_lost_is_not_repeated(
     hub: LoopbackHub, remote: Hub, files: list[Path], fault: Fault
 ) -> None:

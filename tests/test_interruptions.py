@@ -1,4 +1,4 @@
-"""SIGKILL and Ctrl-C at seeded points of pull, merge and push: 54 times in all.
+"""SIGKILL at seeded points of pull, merge and push, and Ctrl-C in every phase of every verb.
 
 After each: the catalog is sound, no output is there that is not whole, and the same command
 then succeeds. Points are reached by counting events or requests, never by waiting.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import pytest
 
 from lorahub import formats
 from lorahub.record import Record
-from tests.conftest import EXAMPLES, ROOT
+from tests.conftest import EXAMPLES, ROOT, write_adapter
 from tests.test_cli import LORAHUB, call, entries, filled, ok
 
 __all__ = ["filled"]
@@ -88,8 +90,14 @@ def hub_env(tmp_path: Path) -> dict[str, str]:
     return {"MY_TOKEN": "hf_ann", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
 
 
-def kill_at_request(hub: Any, words: tuple[object, ...], env: dict[str, str], seed: int) -> None:
-    """Hold the n-th request of the command and kill its process there."""
+def stop_at_request(
+    hub: Any,
+    words: tuple[object, ...],
+    env: dict[str, str],
+    seed: int,
+    how: signal.Signals = signal.SIGKILL,
+) -> tuple[int, str]:
+    """Hold the n-th request of the command, stop its process there; its exit code and stderr."""
     kinds = [
         ("GET", r"/api/models/"), ("HEAD", r"resolve/.*/adapter_config"),
         ("GET", r"resolve/.*/adapter_config"), ("HEAD", r"adapter_model"),
@@ -106,8 +114,10 @@ def kill_at_request(hub: Any, words: tuple[object, ...], env: dict[str, str], se
     process = start(*words, env=env)
     try:
         gate.wait_arrived(60)
-        process.kill()
-        process.communicate(timeout=60)
+        process.send_signal(how)
+        # The request is still held: the process ends all the same.
+        _, err = process.communicate(timeout=60)
+        return process.returncode, err
     finally:
         process.kill()
         gate.release()
@@ -118,7 +128,7 @@ def test_pull_killed(hub: Any, home: Path, tmp_path: Path, seed: int) -> None:
     hub.add_repo("ann/languages", folder=EXAMPLES / "languages")
     env = hub_env(tmp_path)
     words = ("pull", "ann/languages", "--endpoint", hub.endpoint, "--token-env", "MY_TOKEN")
-    kill_at_request(hub, words, env, seed)
+    stop_at_request(hub, words, env, seed)
     assert_sound(home)
     assert json.loads(ok("ls", "--json")) == []
     done = call(*words, env=env)
@@ -131,7 +141,7 @@ def test_push_killed(hub: Any, home: Path, tmp_path: Path, seed: int) -> None:
     ok("pull", EXAMPLES / "languages")
     env = hub_env(tmp_path)
     words = ("push", "languages", "ann/mine", "--endpoint", hub.endpoint, "--token-env", "MY_TOKEN")
-    kill_at_request(hub, words, env, seed)
+    stop_at_request(hub, words, env, seed)
     assert_sound(home)
     done = call(*words, env=env)
     assert done.returncode == 0, done.stderr
@@ -141,3 +151,149 @@ def test_push_killed(hub: Any, home: Path, tmp_path: Path, seed: int) -> None:
     repo = hub.repo("ann/mine")
     uploads = list(repo.history(repo.at("main")))
     assert len(uploads) == 2  # the first one that the Hub makes, and ours
+
+
+@pytest.mark.parametrize("seed", [*range(6), 8, 11])
+def test_pull_interrupted_at_a_request(hub: Any, home: Path, tmp_path: Path, seed: int) -> None:
+    hub.add_repo("ann/languages", folder=EXAMPLES / "languages")
+    env = hub_env(tmp_path)
+    words = ("pull", "ann/languages", "--endpoint", hub.endpoint, "--token-env", "MY_TOKEN")
+    code, err = stop_at_request(hub, words, env, seed, signal.SIGINT)
+    assert code == 130, err
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert_sound(home)
+    assert json.loads(ok("ls", "--json")) == []
+    done = call(*words, env=env)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(ok("ls", "--json"))) == 1
+
+
+@pytest.mark.parametrize("seed", [*range(6), 8, 11])
+def test_push_interrupted_at_a_request(hub: Any, home: Path, tmp_path: Path, seed: int) -> None:
+    ok("pull", EXAMPLES / "languages")
+    env = hub_env(tmp_path)
+    words = ("push", "languages", "ann/mine", "--endpoint", hub.endpoint, "--token-env", "MY_TOKEN")
+    code, err = stop_at_request(hub, words, env, seed, signal.SIGINT)
+    assert code == 130, err
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert_sound(home)
+    done = call(*words, env=env)
+    assert done.returncode == 0, done.stderr
+    repo = hub.repo("ann/mine")
+    assert len(list(repo.history(repo.at("main")))) == 2
+    weights = (EXAMPLES / "languages" / "adapter_model.safetensors").read_bytes()
+    assert hub.files("ann/mine")["adapter_model.safetensors"] == weights
+
+
+def interrupt(
+    functions: tuple[str, ...], *words: object, env: dict[str, str] | None = None
+) -> None:
+    """Rounds of `tests.interrupting`, all of which must go well."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.interrupting", ",".join(functions), *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rounds = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["at"] for one in rounds] == list(functions)
+    for one in rounds:
+        assert one["sent"], one
+        assert one["code"] == 130, one
+        assert one["out"] == "", one
+        assert one["err"].startswith("interrupted"), one
+        assert one["problems"] == [], one
+        assert one["again"]["code"] == 0, one
+
+
+PULL = ("catalog:Catalog.open", "workspace:Workspace.pull", "__init__:inspect",
+        "safetensors:read_header", "peft:_pairs", "__init__:_chunks",
+        "workspace:Workspace._same_place", "catalog:Catalog.add", "catalog:Catalog._write",
+        "sink:print_text")  # fmt: skip
+
+
+def names() -> list[str]:
+    return [row["name"] for row in json.loads(ok("ls", "--json", "--limit", "200"))]
+
+
+def test_pull_of_a_folder_interrupted(home: Path, tmp_path: Path) -> None:
+    first = write_adapter(tmp_path / "a0", {"q": (5, 6, 3)})
+    for n in range(1, len(PULL)):
+        shutil.copytree(first, tmp_path / f"a{n}")
+    interrupt(PULL, "pull", tmp_path / "a{n}")
+    assert sorted(names()) == sorted(f"a{n}" for n in range(len(PULL)))
+
+
+def test_pull_from_a_hub_interrupted(hub: Any, home: Path, tmp_path: Path) -> None:
+    functions = ("hub:Hub.resolve", "hub:Hub.fetch", "hub:Hub._fetch_one", "hub:_matches", *PULL)
+    folder = write_adapter(tmp_path / "a", {"q": (5, 6, 3)})
+    for n in range(len(functions)):
+        hub.add_repo(f"ann/m{n}", folder=folder)
+    words = ("pull", "ann/m{n}", "--endpoint", hub.endpoint, "--token-env", "MY_TOKEN")
+    interrupt(functions, *words, env=hub_env(tmp_path))
+    assert sorted(names()) == sorted(f"ann/m{n}" for n in range(len(functions)))
+
+
+def test_pull_of_a_pickle_interrupted(home: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    functions = ("pickled:find_pickle", "pickled:convert_pickle", "pickled:_load",
+                 "safetensors:Writer.write", "output:_move", "catalog:Catalog.add")  # fmt: skip
+    for n in range(len(functions)):
+        folder = write_adapter(tmp_path / f"a{n}", {"q": (5, 6, 3)}, seed=n)
+        weights = folder / "adapter_model.safetensors"
+        torch.save(load_file(weights), folder / "adapter_model.bin")
+        weights.unlink()
+    interrupt(functions, "pull", tmp_path / "a{n}", "--allow-pickle")
+    assert len(names()) == len(functions)
+    for key in (home / "converted").iterdir():
+        assert not [name for name in entries(key) if name.startswith(".")]
+
+
+def test_compare_interrupted(filled: Path) -> None:
+    before = entries(filled)
+    functions = ("workspace:Workspace.compare", "compare:compare",
+                 "safetensors:TensorFile.__init__", "compare:_term", "compare:_products",
+                 "compare:_total")  # fmt: skip
+    interrupt(functions, "compare", "languages", "packages")
+    assert entries(filled) == before
+
+
+def test_verify_interrupted(filled: Path) -> None:
+    ok("merge", "languages", "packages", "--method", "svd", "--rank", "4", "--name", "m")
+    before = entries(filled), entries(filled / "adapters")
+    functions = ("workspace:Workspace.verify", "plan:make_plan", "verify:verify",
+                 "verify:_deviation", "run:read_stack", "verify:_summary")  # fmt: skip
+    interrupt(functions, "verify", "m")
+    assert (entries(filled), entries(filled / "adapters")) == before
+
+
+def test_export_interrupted(filled: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    functions = ("workspace:Workspace.export", "workspace:Workspace._check_unchanged",
+                 "output:new_folder", "output:_umask", "output:_sync", "output:_move",
+                 "catalog:Catalog.record_export", "catalog:Catalog._write",
+                 "sink:print_text")  # fmt: skip
+    interrupt(functions, "export", "languages", out / "{n}")
+    assert entries(out) == {str(n) for n in range(len(functions))}
+    for folder in out.iterdir():
+        assert entries(folder) == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+        for file in folder.iterdir():
+            assert file.read_bytes() == (EXAMPLES / "languages" / file.name).read_bytes()
+
+
+def test_push_interrupted(hub: Any, filled: Path, tmp_path: Path) -> None:
+    functions = ("workspace:Workspace.push", "hub:Hub.push", "hub:Hub._head", "hub:Hub._commit",
+                 "catalog:Catalog.record_push", "catalog:Catalog._write")  # fmt: skip
+    words = ("push", "languages", "ann/m{n}", "--endpoint", hub.endpoint, "--token-env", "MY_TOKEN")
+    interrupt(functions, *words, env=hub_env(tmp_path))
+    for n in range(len(functions)):
+        repo = hub.repo(f"ann/m{n}")
+        assert len(list(repo.history(repo.at("main")))) == 2

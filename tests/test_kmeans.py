@@ -29,9 +29,9 @@ def gram_of(X: np.ndarray) -> Tensor:
 
 def nearest(X: np.ndarray, centres: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     distances = ((X[:, None] - X[centres][None]) ** 2).sum(-1)
-    labels = torch.from_numpy(distances.argmin(1))[None, None]
-    signs = torch.ones(1, 1, len(X), dtype=torch.float64)
-    return labels, signs, torch.from_numpy(distances.min(1))[None, None]
+    labels = torch.from_numpy(distances.argmin(1))[None, :, None]
+    signs = torch.ones(1, len(X), 1, dtype=torch.float64)
+    return labels, signs, torch.from_numpy(distances.min(1))[None, :, None]
 
 
 def ours(X: np.ndarray, centres: np.ndarray, weights: np.ndarray) -> Clusters:

@@ -6,7 +6,7 @@ import gc
 
 import typer
 
-from lorahub.cli import catalog, merging, publishing, upkeep
+from lorahub.cli import catalog, compressing, merging, publishing, upkeep
 
 app = typer.Typer(
     name="lorahub",
@@ -27,6 +27,7 @@ for verb in (
     merging.compare,
     merging.merge,
     merging.verify,
+    compressing.compress,
     publishing.export,
     publishing.push,
     upkeep.version,

@@ -75,7 +75,9 @@ def merge(
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option("--budget", help="Size of the result: 2M, 40MB, 30% less, 'rank 8'."),
+        typer.Option(
+            "--budget", help="Size of the result: 40MB, '30%' less, 'rank 8', '2M params'."
+        ),
     ] = None,
     allocate: Annotated[
         str | None,

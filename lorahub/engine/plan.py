@@ -290,7 +290,10 @@ def _check_numbers(
     seen: set[str] = set()
     for adapter, weight in zip(adapters, weights, strict=True):
         if not math.isfinite(weight):
-            raise InvalidRecipeError(f"the weight of '{adapter.name}' is {weight}, not a number")
+            raise InvalidRecipeError(
+                f"the weight of '{adapter.name}' is {weight}, not a finite number",
+                hint="give it as REF:WEIGHT with a number",
+            )
         if method.equal_weights and weight != 1:
             raise InvalidRecipeError(
                 f"method '{method.name}' weighs all adapters alike, but '{adapter.name}' has "
@@ -303,7 +306,9 @@ def _check_numbers(
             )
         seen.add(adapter.name)
     if scale is not None and not math.isfinite(scale):
-        raise InvalidRecipeError(f"scale is {scale}, not a number")
+        raise InvalidRecipeError(
+            f"scale is {scale}, not a finite number", hint="give --scale a number"
+        )
     if dtype is not None and dtype not in {"F32", "F16", "BF16"}:
         raise InvalidRecipeError(f"dtype '{dtype}' is not one of F32, F16, BF16")
 
@@ -446,8 +451,8 @@ def _budget(
             why = f"method '{method.name}'" if method.allocation else f"allocation '{allocate}'"
             raise InvalidRecipeError(
                 f"{why} needs a budget",
-                hint="give --budget as parameters (2M), bytes (40MB), a reduction (30%) or an "
-                "average rank (rank 8)",
+                hint="give --budget as bytes (40MB), a reduction (30%), an average rank (rank 8) "
+                "or parameters (2M params)",
             )
         return None
     widths = [m.d_in + m.d_out for m in modules]

@@ -28,7 +28,7 @@ from lorahub.kernels.lowrank import canonical
 from lorahub.kernels.stack import Mix, Stack
 
 MIX_CACHE_BYTES = 32 << 20
-"""Mixtures kept between the pass that finds spectra and the one that writes."""
+"""Mixtures kept between the pass that finds spectra and the one that writes, if all fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def _header_room(plan: Plan) -> int:
 def _allocated(
     plan: Plan, batches: Batches, cache: dict[str, Mix], listener: Listener
 ) -> dict[str, int]:
-    """Rank by module name, under the plan's budget; mixtures that fit are kept in ``cache``."""
+    """Rank by module name, under the plan's budget; mixtures are kept in ``cache`` if all fit."""
     assert plan.budget is not None
 
     def work(modules: Sequence[PlannedModule], stack: Stack) -> list[tuple[Tensor, Mix]]:
@@ -147,11 +147,11 @@ def _allocated(
         return [(spectrum[i], mix.module(i)) for i in range(len(modules))]
 
     spectra = []
-    room = MIX_CACHE_BYTES
+    size = sum(2 * m.total_rank * min(m.rank, m.total_rank) * 8 for m in plan.modules)
+    keep = size <= MIX_CACHE_BYTES and batches.device.type == "cpu"
     for module, (spectrum, mix) in batches.run(plan, "spectra", work, listener):
         spectra.append(spectrum.numpy().copy())
-        room -= mix.left.nbytes + mix.right.nbytes
-        if room > 0 and batches.device.type == "cpu":
+        if keep:
             cache[module.name] = mix
     widths = [m.d_in + m.d_out for m in plan.modules]
     areas = [m.d_in * m.d_out for m in plan.modules]

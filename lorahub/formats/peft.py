@@ -23,10 +23,10 @@ from lorahub.adapter import (
     lora_scaling,
 )
 from lorahub.errors import InvalidAdapterError
+from lorahub.formats.expressions import Allowance, Expression
 from lorahub.formats.peft_config import (
     CONFIG_NAME,
     LoraConfig,
-    compile_expression,
     config_for,
     read_config,
 )
@@ -114,7 +114,7 @@ def inspect(weights: Path, header: Header, config: Mapping[str, Any]) -> Adapter
     fields = LoraConfig(weights.parent / CONFIG_NAME, config)
     refusals = _Refusals()
     warnings: list[str] = []
-    _refuse_variants(config, fields, refusals)
+    _refuse_variants(config, refusals)
     modules = []
     for pair in pairs:
         shapes = header.tensors[pair.key_a].shape, header.tensors[pair.key_b].shape
@@ -132,6 +132,7 @@ def inspect(weights: Path, header: Header, config: Mapping[str, Any]) -> Adapter
                 "so its scaling is unknown",
             )
         modules.append(module)
+    _refuse_patterns(fields, refusals)
     if config.get("ensure_weight_tying") and any(m.kind is ModuleKind.EMBEDDING for m in modules):
         refusals.add("weight_tying", "its embedding delta also applies to the tied output layer")
     trained = config.get("bias") in _TRAINED_BIASES
@@ -263,7 +264,7 @@ def _check_ranks(weights: Path, pair: _Pair, A: TensorEntry, B: TensorEntry) -> 
         )
 
 
-def _refuse_variants(config: Mapping[str, Any], fields: LoraConfig, refusals: _Refusals) -> None:
+def _refuse_variants(config: Mapping[str, Any], refusals: _Refusals) -> None:
     if not config:
         refusals.add("no_config", f"{CONFIG_NAME} is missing, so alpha and scaling are unknown")
     for field, code, why in _VARIANTS:
@@ -272,12 +273,19 @@ def _refuse_variants(config: Mapping[str, Any], fields: LoraConfig, refusals: _R
     init = config.get("init_lora_weights")
     if init is not None and str(init).lower() not in _PLAIN_INITS:
         refusals.add("init", f"init_lora_weights '{shown(init)}' changes the base model's weights")
+
+
+def _refuse_patterns(fields: LoraConfig, refusals: _Refusals) -> None:
+    """Name a pattern key without which scalings were found, now that all have been."""
     for field, pattern in (
         ("rank_pattern", fields.rank_pattern),
         ("alpha_pattern", fields.alpha_pattern),
     ):
-        for key in pattern.unusable:
-            refusals.add("pattern", f"{field} key '{shown(key)}' cannot be matched safely")
+        for key in pattern.unusable():
+            refusals.add(
+                "pattern",
+                f"{field} key '{shown(key)}' is no regular expression, or takes too long to match",
+            )
 
 
 def _refuse_extra(config: Mapping[str, Any], extra: Sequence[str], refusals: _Refusals) -> None:
@@ -350,10 +358,10 @@ def _target_warnings(targets: object, names: Sequence[str]) -> list[str]:
             warnings.append(f"target_modules does not name '{other[0]}', which has tensors")
         return warnings
     if isinstance(targets, str) and targets != "all-linear":
-        expression = compile_expression(targets)
-        if expression is None:
-            return ["target_modules is no regular expression that can be matched safely"]
+        expression = Expression(targets, Allowance())
         odd = next((name for name in names if not expression.fullmatch(name)), None)
+        if not expression.usable:
+            return ["target_modules is no regular expression, or takes too long to match"]
         return [f"target_modules does not match '{odd}', which has tensors"] if odd else []
     return []
 

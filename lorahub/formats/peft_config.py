@@ -11,17 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from lorahub.errors import InvalidAdapterError
+from lorahub.formats.expressions import Allowance, Expression
 from lorahub.formats.text import shown
 
 CONFIG_NAME = "adapter_config.json"
 MAX_CONFIG_BYTES = 16 << 20
 
 _PLAIN_KEY = re.compile(r"[\w.-]+")
-# A group that repeats without bound can make matching exponential, many repeats nearly so.
-_REPEATED_GROUP = re.compile(r"\)(?:[*+]|\{\d*,)")
-_REPEAT = re.compile(r"[*+]|\{\d*,")
-_MAX_EXPRESSION = 2000
-_MAX_REPEATS = 7
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], str]:
@@ -129,21 +125,19 @@ class Pattern:
 
     A key is a regular expression for the end of a module name, from its start or behind a dot;
     the first key that matches counts, then a key equal to the name.
-
-    Attributes:
-        unusable: Keys that cannot be matched: no regular expression, or one that could take
-            longer than anyone waits. Configs come from strangers.
     """
 
     def __init__(self, values: Mapping[str, float]) -> None:
         self._values = values
+        allowance = Allowance()
         self._rules = [
-            (key, key.rpartition(".")[2], None if _PLAIN_KEY.fullmatch(key) else _suffix(key))
+            (
+                key,
+                key.rpartition(".")[2],
+                None if _PLAIN_KEY.fullmatch(key) else _suffix(key, allowance),
+            )
             for key in values
         ]
-        self.unusable = tuple(
-            key for key, _, rule in self._rules if rule is None and not _PLAIN_KEY.fullmatch(key)
-        )
 
     def value(self, name: str, default: float) -> float:
         """What the pattern says of module ``name``, or ``default``."""
@@ -152,6 +146,10 @@ class Pattern:
             if expression.match(name) if expression else name.endswith(tail) and _ends(name, key):
                 return self._values[key]
         return self._values.get(name, default)
+
+    def unusable(self) -> tuple[str, ...]:
+        """Keys that are no regular expression, or took too long; `value` did without them."""
+        return tuple(key for key, _, rule in self._rules if rule is not None and not rule.usable)
 
 
 def _ends(name: str, key: str) -> bool:
@@ -162,20 +160,8 @@ def _ends(name: str, key: str) -> bool:
     return all(k in (c, ".") for k, c in zip(key, name[start:], strict=True))
 
 
-def _suffix(key: str) -> re.Pattern[str] | None:
-    return compile_expression(rf"(.*\.)?({key})$")
-
-
-def compile_expression(text: str) -> re.Pattern[str] | None:
-    """A regular expression from a config, or None for one that is wrong or could run away."""
-    if len(text) > _MAX_EXPRESSION or _REPEATED_GROUP.search(text):
-        return None
-    if len(_REPEAT.findall(text)) > _MAX_REPEATS:
-        return None
-    try:
-        return re.compile(text)
-    except (re.error, OverflowError, RecursionError):
-        return None
+def _suffix(key: str, allowance: Allowance) -> Expression:
+    return Expression(rf"(.*\.)?({key})$", allowance)
 
 
 def config_for(

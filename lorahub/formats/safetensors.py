@@ -12,7 +12,7 @@ import math
 import os
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import local
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit the reference implementation sets, against headers made to exhaust memory."""
+
+_CHUNK = 1 << 20
 
 _BITS: Mapping[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
@@ -190,6 +192,21 @@ class TensorFile:
         data = torch.frombuffer(_scratch.buffer, dtype=dtype, count=math.prod(entry.shape))
         out.copy_(data.view(entry.shape))
 
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The bytes of tensor ``name`` as they stand in the file, a piece at a time.
+
+        Raises:
+            InvalidAdapterError: The file became shorter than its header says.
+        """
+        entry = self.header.tensors[name]
+        at = entry.start
+        while at < entry.stop:
+            chunk = os.pread(self._file.fileno(), min(entry.stop - at, _CHUNK), at)
+            if not chunk:
+                raise _bad(self.path, f"became shorter while tensor '{name}' was read")
+            at += len(chunk)
+            yield chunk
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -256,16 +273,24 @@ class Writer:
 
     def write(self, name: str, tensor: Encoded) -> None:
         """Append one tensor."""
+        self._put(tensor.data)
+        self._add(name, tensor.dtype, tensor.shape, len(tensor.data))
+
+    def copy(self, name: str, source: TensorFile) -> None:
+        """Append tensor ``name`` of another file as it is, whatever its dtype."""
+        entry = source.header.tensors[name]
+        for chunk in source.chunks(name):
+            self._put(memoryview(chunk))
+        self._add(name, entry.dtype, entry.shape, entry.stop - entry.start)
+
+    def _put(self, data: memoryview) -> None:
         done = 0
-        while done < len(tensor.data):
-            done += self._file.write(tensor.data[done:])
-        stop = self._end + len(tensor.data)
-        self._entries[name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [self._end, stop],
-        }
-        self._end = stop
+        while done < len(data):
+            done += self._file.write(data[done:])
+
+    def _add(self, name: str, dtype: str, shape: Sequence[int], size: int) -> None:
+        self._entries[name] = header_entry(dtype, shape, self._end, size)
+        self._end += size
 
     def __enter__(self) -> Writer:
         return self
@@ -287,6 +312,11 @@ class Writer:
         self._file.seek(0)
         self._file.write(struct.pack("<Q", self._room) + header.ljust(self._room))
         os.fsync(self._file.fileno())
+
+
+def header_entry(dtype: str, shape: Sequence[int], start: int, size: int) -> dict[str, Any]:
+    """The header's entry of a tensor whose ``size`` bytes begin at ``start`` of the data."""
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, start + size]}
 
 
 def encode_header(entries: Mapping[str, Mapping[str, Any]]) -> bytes:

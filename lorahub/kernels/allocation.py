@@ -127,7 +127,7 @@ def _admit(
     priority[rank < floor] = np.inf
     order = np.lexsort((module, -np.concatenate(spectra), rank, -priority))
     steps = np.concatenate([np.diff(c, prepend=0) for c in costs])[order].cumsum()
-    admitted = order[: np.searchsorted(steps, min(budget, steps[-1]), side="right")]
+    admitted = order[: np.searchsorted(steps, budget, side="right")]
     counts = np.bincount(module[admitted], minlength=len(sizes))
     # Where further ranks cost nothing (N-LRC), all are kept.
     return tuple(
@@ -189,14 +189,8 @@ def lrc_report(
     """
     rows = zip(names, spectra, shapes, ranks, strict=True)
     return tuple(
-        ModuleRank(
-            name,
-            rank,
-            len(s),
-            _cut_off(s, rank),
-            rank * (shape[0] + shape[1]) < shape[0] * shape[1],
-        )
-        for name, s, shape, rank in rows
+        ModuleRank(name, rank, len(s), _cut_off(s, rank), rank * (d_out + d_in) < d_out * d_in)
+        for name, s, (d_out, d_in), rank in rows
     )
 
 
@@ -207,12 +201,17 @@ def _cut_off(spectrum: NDArray[np.float64], rank: int) -> float:
     return float(np.linalg.norm(normalised[rank:]) / np.linalg.norm(normalised))
 
 
-_NUMBER = re.compile(r"(\d[\d_]{0,29}(?:\.\d{1,30})?(?:[eE]\+?\d{1,2})?)\s*([A-Za-z%]*)\s*(\w*)")
-_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
+_BUDGET = re.compile(
+    r"(?P<rank>rank\s*)?"
+    r"(?P<number>\d[\d_]{0,29}(\.\d{1,30})?(e\+?\d{1,2})?)"
+    r"\s*(?P<unit>%|bytes|[kmg]i?b|[kmgb]?\s*param(eter)?s?)?",
+    re.IGNORECASE,
+)
 _BYTES = {
     "bytes": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9,
     "kib": 2**10, "mib": 2**20, "gib": 2**30,
 }  # fmt: skip
+_COUNTS = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 
 
 def parse_budget(
@@ -234,29 +233,24 @@ def parse_budget(
         width_total: Sum of d_in + d_out over all modules.
 
     Raises:
-        InvalidRecipeError: It cannot be read, or leaves not a single parameter.
+        InvalidRecipeError: It cannot be read, or leaves no parameter.
     """
-    written = str(text).strip()
-    is_rank = written.lower().startswith("rank")
-    match = _NUMBER.fullmatch(written[4:].strip() if is_rank else written)
-    if match is None or isinstance(text, bool):
+    match = _BUDGET.fullmatch(str(text).strip())
+    if match is None:
         raise _unreadable(text)
-    number, (unit, word) = Decimal(match[1].replace("_", "")), (match[2].lower(), match[3].lower())
-    if unit in {"param", "params", "parameter", "parameters"}:
-        unit, word = "", unit
-    named = word in {"param", "params", "parameter", "parameters"}
-    if is_rank and not unit and not word:
-        parameters = number * width_total
-    elif unit == "%" and not word and not is_rank and number < 100:
-        parameters = (100 - number) * parameters_full / 100
-    elif unit in _BYTES and not word and not is_rank:
-        parameters = number * _BYTES[unit] / bytes_per_value
-    elif unit in _COUNTS and not is_rank and (named or (not unit and not word)):
-        parameters = number * _COUNTS[unit]
-        if parameters != int(parameters):
+    number, unit = Decimal(match["number"]), (match["unit"] or "").lower()
+    if match["rank"]:
+        if unit:
             raise _unreadable(text)
+        parameters = number * width_total
+    elif unit == "%":
+        parameters = (100 - number) * parameters_full / 100
+    elif unit in _BYTES:
+        parameters = number * _BYTES[unit] / bytes_per_value
     else:
-        raise _unreadable(text)
+        parameters = number * _COUNTS.get(unit[:1], 1)
+        if parameters != parameters.to_integral_value():
+            raise _unreadable(text)
     if parameters < 1:
         raise InvalidRecipeError(
             f"budget '{text}' leaves no parameter", hint="give a larger budget"

@@ -67,46 +67,48 @@ def lloyd(
 ) -> Clusters:
     """Lloyd's algorithm from given assignments; the restart of lowest inertia per module.
 
+    Assignments are found in float32, the inertia at the end in float64.
+
     Args:
         gram: (m, R, R) float64.
         weights: (m, R) float64.
-        start: Of s starts, labels (m, s, R) int64, signs (m, s, R) and squared distances to the
-            centres they came from (m, s, R).
+        start: Of s starts, labels (m, R, s) int64, signs (m, R, s) and squared distances to the
+            centres they came from (m, R, s).
         k: Number of clusters.
         align: Whether a point and its negative count as the same.
     """
     labels, signs, distances = start
     labels, signs = _fill_empty(labels, signs, weights, distances, k)
-    counts = (weights > 0)[:, None]
-    inertia = torch.full(labels.shape[:2], math.inf, dtype=gram.dtype, device=gram.device)
+    rough, light, signs = gram.float(), weights.float(), signs.float()
+    own = rough.diagonal(dim1=-2, dim2=-1)[:, :, None]
+    counts = (weights > 0)[:, :, None]
+    m, _, s = labels.shape
+    inertia = torch.full((m, 1, s), math.inf, device=gram.device)
     for _ in range(MAX_STEPS):
-        squares, cross = _distances(gram, weights, labels, signs, k)
-        closeness = 2 * cross.abs() if align else 2 * cross
-        nearest, new = (squares - closeness).min(-1)
-        own = gram.diagonal(dim1=-2, dim2=-1)[:, None]
-        lowered = (weights[:, None] * (nearest + own).clamp_min(0)).sum(-1)
-        sign = torch.ones_like(signs)
-        if align:
-            sign = sign_of(cross.gather(-1, new[..., None])[..., 0])
+        half, cross = _to_means(rough, light, labels, signs, k)
+        nearest, new = (half - cross.abs() if align else half - cross).min(-1)
+        distances = nearest.mul_(2).add_(own).clamp_min_(0)
+        lowered = (light[:, :, None] * distances).sum(1, keepdim=True)
+        sign = sign_of(cross.gather(-1, new[..., None])[..., 0]) if align else signs
         changed = (new != labels) | (sign != signs)
-        moved = (changed & counts).any(-1) & (lowered < inertia)
+        moved = (changed & counts).any(1, keepdim=True) & (lowered < inertia)
         if not bool(moved.any()):
             break
         # A start that has come to rest stays as it is, whatever the others still do.
         inertia = torch.where(moved, lowered, inertia)
-        labels = torch.where(moved[..., None], new, labels)
-        signs = torch.where(moved[..., None], sign, signs)
-        labels, signs = _fill_empty(labels, signs, weights, nearest + own, k)
-    squares, cross = _distances(gram, weights, labels, signs, k)
+        labels = torch.where(moved, new, labels)
+        signs = torch.where(moved, sign, signs)
+        labels, signs = _fill_empty(labels, signs, weights, distances, k)
+    signs = signs.double()
+    half, cross = _to_means(gram, weights, labels, signs, k)
     index = labels[..., None]
-    to_mean = squares.expand_as(cross).gather(-1, index) - 2 * signs[..., None] * cross.gather(
-        -1, index
-    )
-    own = gram.diagonal(dim1=-2, dim2=-1)[:, None]
-    total = (weights[:, None] * (to_mean[..., 0] + own).clamp_min(0)).sum(-1)
+    half = half.expand_as(cross).gather(-1, index)[..., 0]
+    cross = signs * cross.gather(-1, index)[..., 0]
+    own = gram.diagonal(dim1=-2, dim2=-1)[:, :, None]
+    total = (weights[:, :, None] * (own + 2 * (half - cross)).clamp_min(0)).sum(1)
     best = total.argmin(-1)
-    row = torch.arange(len(best), device=best.device)
-    return Clusters(labels[row, best], signs[row, best], total[row, best])
+    row = torch.arange(m, device=best.device)
+    return Clusters(labels[row, :, best], signs[row, :, best], total[row, best])
 
 
 def sign_of(x: Tensor) -> Tensor:
@@ -114,54 +116,52 @@ def sign_of(x: Tensor) -> Tensor:
     return torch.where(x < 0, -1.0, 1.0).to(x.dtype)
 
 
-def _distances(
+def _to_means(
     gram: Tensor, weights: Tensor, labels: Tensor, signs: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
-    """Squared norms of the means, inf where empty, and inner products of points and means.
+    """Half the squared norms of the means, inf where empty, and points' products with means.
 
-    The first are (m, s, 1, k), the second (m, s, R, k).
+    The first are (m, 1, s, k), the second (m, R, s, k).
     """
-    m, s, R = labels.shape
-    members = torch.zeros(m, s, R, k, dtype=gram.dtype, device=gram.device)
-    members.scatter_(-1, labels[..., None], (weights[:, None] * signs)[..., None])
-    mass = members.abs().sum(-2, keepdim=True)
-    means = members / torch.where(mass > 0, mass, 1.0)
-    flat = means.permute(0, 2, 1, 3).reshape(m, R, s * k)
-    cross = products(gram, flat).view(m, R, s, k).permute(0, 2, 1, 3)
-    squares = (means * cross).sum(-2, keepdim=True)
-    return torch.where(mass > 0, squares, math.inf), cross
+    m, R, s = labels.shape
+    members = torch.zeros(m, R, s, k, dtype=gram.dtype, device=gram.device)
+    members.scatter_(-1, labels[..., None], (weights[:, :, None] * signs)[..., None])
+    mass = members.abs().sum(1, keepdim=True)
+    means = members.div_(torch.where(mass > 0, mass, 1.0))
+    cross = products(gram, means.view(m, R, s * k)).view(m, R, s, k)
+    half = (means * cross).sum(1, keepdim=True).div_(2)
+    return torch.where(mass > 0, half, math.inf), cross
 
 
 def _fill_empty(
     labels: Tensor, signs: Tensor, weights: Tensor, distances: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
     """Give every empty cluster the point that lies farthest from its mean, and so on."""
-    present = torch.zeros(*labels.shape[:2], k, dtype=labels.dtype, device=labels.device)
-    present.scatter_add_(-1, labels, (weights[:, None] > 0).to(labels.dtype).expand_as(labels))
-    empty = present == 0
+    m, R, s = labels.shape
+    present = torch.zeros(m, R, s, k, dtype=torch.bool, device=labels.device)
+    present.scatter_(-1, labels[..., None], (weights[:, :, None, None] > 0).expand(m, R, s, 1))
+    empty = ~present.any(1)
     if not bool(empty.any()):
         return labels, signs
     labels = labels.clone()
-    for m, s in empty.any(-1).nonzero().tolist():
-        far = torch.where(weights[m] > 0, distances[m, s], -1.0).argsort(
-            descending=True, stable=True
-        )
-        for cluster_, point in zip(
-            empty[m, s].nonzero()[:, 0].tolist(), far.tolist(), strict=False
-        ):
-            labels[m, s, point] = cluster_
+    for i, j in empty.any(-1).nonzero().tolist():
+        far = torch.where(weights[i] > 0, distances[i, :, j], -1.0)
+        order = far.argsort(descending=True, stable=True).tolist()
+        for point, mean in zip(order, empty[i, j].nonzero()[:, 0].tolist(), strict=False):
+            labels[i, point, j] = mean
     return labels, signs
 
 
 def _nearest_point(gram: Tensor, centres: Tensor, align: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Labels, signs and squared distances for centres that are themselves points (m, s, k)."""
     rows = torch.arange(gram.shape[0], device=gram.device)[:, None, None]
-    cross = gram[rows, centres].mT
-    squares = gram.diagonal(dim1=-2, dim2=-1)[rows, centres][:, :, None]
+    cross = gram[rows, centres].permute(0, 3, 1, 2)
+    own = gram.diagonal(dim1=-2, dim2=-1)
+    squares = own[rows, centres][:, None]
     nearest, labels = (squares - 2 * (cross.abs() if align else cross)).min(-1)
     picked = cross.gather(-1, labels[..., None])[..., 0]
     signs = sign_of(picked) if align else torch.ones_like(picked)
-    return labels, signs, nearest + gram.diagonal(dim1=-2, dim2=-1)[:, None]
+    return labels, signs, nearest + own[:, :, None]
 
 
 def _seeding(

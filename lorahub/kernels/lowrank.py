@@ -9,7 +9,10 @@ forms a d_out x d_in matrix.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from lorahub.kernels.stack import Mix, Stack
@@ -18,6 +21,10 @@ from lorahub.kernels.stack import Mix, Stack
 # dependent columns amplifies. Down to this pivot the truncated sum stays within about 1e-6 of
 # the true one (measured on spectra with gaps of a percent); below it the float64 path takes over.
 _SMALLEST_PIVOT = 0.05
+
+# From this size on, finding a few eigenvectors costs less than finding all (measured: 2.2 times
+# at 256, 3.9 times at 1024, for 16 of them).
+_FEW_FROM = 192
 
 # Directions of unit columns below this squared length are the rounding of a float64 Gram matrix.
 _NEGLIGIBLE = 1e-14
@@ -60,7 +67,8 @@ def best_approximation(
     """
     total, d_out, d_in = stack.B.shape[2], stack.B.shape[1], stack.A.shape[2]
     k = min(total, d_out, d_in, rank or total)
-    fast = _by_cholesky(stack, k) if total <= min(d_out, d_in) else None
+    few = k if energy is None else total
+    fast = _by_cholesky(stack, k, few) if total <= min(d_out, d_in) else None
     left, right, sigma = fast or _by_whitening(stack, torch.diag_embed(stack.coefficients), k)
     ranks = None if energy is None else _ranks_for(sigma, energy, k)
     return Mix(left, right, ranks, sigma[:, :k], precise=fast is None)
@@ -100,8 +108,8 @@ def _ranks_for(sigma: Tensor, energy: float, k: int) -> tuple[int, ...]:
     return tuple(min(int(r), k) for r in first)
 
 
-def _by_cholesky(stack: Stack, k: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """(left, right, all singular values), or None where B's columns are nearly dependent."""
+def _by_cholesky(stack: Stack, k: int, few: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """(left, right, ``few`` singular values), or None where B's columns are nearly dependent."""
     gram_b = stack.gram_b
     norms = gram_b.diagonal(dim1=-2, dim2=-1).sqrt()
     unit = torch.where(norms > 0, norms, 1.0)
@@ -118,13 +126,33 @@ def _by_cholesky(stack: Stack, k: int) -> tuple[Tensor, Tensor, Tensor] | None:
     core = outer @ stack.gram_a @ outer.mT
     if not bool(torch.isfinite(core.sum())):
         return None
-    values, vectors = torch.linalg.eigh(core)
-    sigma = values.flip(-1).clamp_min(0).sqrt()
-    V = vectors.flip(-1)[:, :, :k]
+    values, V = _leading(core, few)
+    sigma, V = values.clamp_min(0).sqrt(), V[:, :, :k]
     root = sigma[:, None, :k].sqrt()
     inverse = torch.where(root > 0, 1 / root, 0.0)
     left = torch.linalg.solve_triangular(L.mT, V * root, upper=True) / unit[:, :, None]
     return left, (V * inverse).mT @ outer, sigma
+
+
+def _leading(core: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest eigenvalues (m, k) of symmetric matrices, descending, with eigenvectors."""
+    R = core.shape[-1]
+    if R < _FEW_FROM or 4 * k > R or core.device.type != "cpu":
+        values, vectors = torch.linalg.eigh(core)
+        return values.flip(-1)[:, :k], vectors.flip(-1)[:, :, :k]
+    from scipy.linalg import eigh
+
+    wanted = [R - k, R - 1]
+    with _blas().limit(limits=1, user_api="blas"):
+        found = [eigh(c, subset_by_index=wanted, check_finite=False) for c in core.numpy()]
+    values = torch.stack([torch.from_numpy(v) for v, _ in found])
+    vectors = torch.stack([torch.from_numpy(v) for _, v in found])
+    return values.flip(-1), vectors.flip(-1)
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def _by_whitening(stack: Stack, M: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
