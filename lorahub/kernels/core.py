@@ -9,7 +9,7 @@ depend on the axes; functions here name theirs. All of it is float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -96,21 +96,20 @@ def merged(stack: Stack, combine: Combine, rank: int | None = None) -> Mix:
     return _mix(stack, space, U, sigma, Vh, rank)
 
 
-def flattened(stack: Stack, rank: int | None = None) -> Mix:
-    """The weighted sum with all its non-zero singular values at their mean.
+def flattened(stack: Stack, combine: Combine, rank: int | None = None) -> Mix:
+    """As `merged`, with all non-zero singular values at their mean.
 
     The level is the mean over the full spectrum whatever ``rank`` keeps: the mean over the kept
     values would grow as ranks are cut. Ranks stay in order of the singular values that they
-    had, which are the mixture's ``importance``. One adapter alone comes back as it is.
+    had, which are the mixture's ``importance``.
     """
     space = core_space(stack)
-    U, sigma, Vh = torch.linalg.svd(space.total)
+    if len(space.cores) < 2:
+        return merged(stack, combine, rank)
+    U, sigma, Vh = torch.linalg.svd(combine(space))
     alive = _alive(sigma, space)
-    spectrum = sigma
-    if len(space.cores) > 1:
-        level = (sigma * alive).sum(-1) / alive.sum(-1).clamp_min(1)
-        spectrum = level[:, None] * alive
-    return _mix(stack, space, U, spectrum, Vh, rank, importance=sigma * alive)
+    level = (sigma * alive).sum(-1) / alive.sum(-1).clamp_min(1)
+    return _mix(stack, space, U, level[:, None] * alive, Vh, rank, importance=sigma * alive)
 
 
 def _mix(
@@ -156,30 +155,36 @@ def task_singular_vectors(space: CoreSpace, keep: int | None) -> Tensor:
         space: At least two adapters.
         keep: Triplets kept of each; None keeps all.
     """
-    left, right, values = [], [], []
+    parts = []
     for core, rank in zip(space.cores, space.ranks, strict=True):
-        part = slice(0, min(rank, keep or rank))
+        k = min(rank, keep or rank)
         U, sigma, Vh = torch.linalg.svd(core)
-        # Vectors of singular values that are zero are arbitrary: they must not push others away.
-        alive = _alive(sigma, space)[:, None, part]
-        left.append(U[:, :, part] * alive)
-        right.append(Vh.mT[:, :, part] * alive)
-        values.append(sigma[:, part])
-    sigma = torch.cat(values, -1)[:, None, :]
-    return products(polar(torch.cat(left, -1)) * sigma, polar(torch.cat(right, -1)).mT)
+        parts.append((U[:, :, :k], sigma[:, :k], Vh.mT[:, :, :k]))
+    return _orthogonalised(space, parts)
 
 
 def common_and_specific(space: CoreSpace, common: float) -> Tensor:
-    """The core of Iso-CTS, module by module, because their dimensions differ.
+    """The core of Iso-CTS before its spectrum is flattened.
+
+    Module by module, because their dimensions differ.
 
     Args:
         space: At least two adapters.
         common: Share of the dimensions given to the singular vectors of the sum.
     """
-    sizes = torch.minimum(*(_length(axes) for axes in axes_of_deltas(space))).tolist()
+    rows = torch.stack([products(core, core.mT) for core in space.cores]).sum(0)
+    columns = torch.stack([products(core.mT, core) for core in space.cores]).sum(0)
+    sizes = torch.minimum(_dimension(rows), _dimension(columns)).tolist()
     parts = zip(space.cores.split(1, 1), sizes, strict=True)
     ones = ((replace(space, cores=cores), size) for cores, size in parts)
     return torch.cat([_common_and_specific(one, size, common) for one, size in ones])
+
+
+def _dimension(gram: Tensor) -> Tensor:
+    """(m,): the rank of vectors with that Gram matrix."""
+    squares = torch.linalg.eigvalsh(gram)
+    dimension: Tensor = (squares > squares[:, -1:] * _NEGLIGIBLE**2).sum(-1)
+    return dimension
 
 
 def _common_and_specific(space: CoreSpace, size: int, common: float) -> Tensor:
@@ -192,11 +197,17 @@ def _common_and_specific(space: CoreSpace, size: int, common: float) -> Tensor:
         own = core - products(parts[0][0], products(parts[0][0].mT, core))
         U, sigma, Vh = torch.linalg.svd(own)
         parts.append((U[:, :, :specific], sigma[:, :specific], Vh.mT[:, :, :specific]))
-    sigma = torch.cat([s for _, s, _ in parts], -1)
-    alive = sigma > torch.maximum(sigma.amax(-1) * _NEGLIGIBLE, space.rounding)[:, None]
-    level = (sigma * alive).sum(-1) / alive.sum(-1).clamp_min(1)
-    left, right = (torch.cat([p[i] for p in parts], -1) * alive[:, None, :] for i in (0, 2))
-    return level[:, None, None] * products(polar(left), polar(right).mT)
+    return _orthogonalised(space, parts)
+
+
+def _orthogonalised(space: CoreSpace, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """Singular triplets (U, sigma, V) side by side, with the nearest orthonormal vectors."""
+    sigma = torch.cat([values for _, values, _ in parts], -1)
+    # Vectors of singular values that are zero are arbitrary: they must not push others away.
+    largest = sigma.amax(-1) * _NEGLIGIBLE
+    alive = (sigma > torch.maximum(largest, space.rounding)[:, None])[:, None, :]
+    left, right = (polar(torch.cat([p[side] for p in parts], -1) * alive) for side in (0, 2))
+    return products(left * sigma[:, None, :], right.mT)
 
 
 def centred(space: CoreSpace, keep: int) -> Tensor:
@@ -229,13 +240,42 @@ def axes_of_factors(stack: Stack, space: CoreSpace) -> Axes:
     They depend on how each delta is split into factors, beyond permutations and signs of ranks.
     Axes of no length are zero.
     """
+    (U, left), (V, right) = _factors_svd(stack, space)
+    return (
+        U * (left > left[:, :1] * _NEGLIGIBLE)[:, None, :],
+        V * (right > right[:, :1] * _NEGLIGIBLE)[:, None, :],
+    )
+
+
+def _factors_svd(stack: Stack, space: CoreSpace) -> list[tuple[Tensor, Tensor]]:
+    """Singular vectors and values of the stacked B and of the stacked A, in the bases."""
     half = stack.coefficients.abs().sqrt()
-    found = []
-    # The coordinates of the stacked factors in the bases.
-    for basis, gram in zip((space.left, space.right.mT), stack.precise_grams, strict=True):
-        U, sigma, _ = torch.linalg.svd(products(basis.mT, gram) * half[:, None, :])
-        found.append(U * (sigma > sigma[:, :1] * _NEGLIGIBLE)[:, None, :])
-    return found[0], found[1]
+    sides = zip((space.left, space.right.mT), stack.precise_grams, strict=True)
+    # The transposed basis times the Gram matrix: the stacked factors' coordinates.
+    found = (torch.linalg.svd(products(W.mT, gram) * half[:, None, :]) for W, gram in sides)
+    return [(U, sigma) for U, sigma, _ in found]
+
+
+def calibrated(stack: Stack, space: CoreSpace) -> CoreSpace:
+    """The cores with the directions that the stacked B has most of scaled down, as in Pico.
+
+    A left direction that holds the share c of the squared norm of the stacked B is multiplied
+    by 1 / (1 + (T - 1) c).
+    """
+    U, sigma = _factors_svd(stack, space)[0]
+    energy = sigma.square()
+    share = energy / energy.sum(-1, keepdim=True).clamp_min(1e-300)
+    alpha = 1 / (1 + (len(space.cores) - 1) * share)
+    damping = products(U * alpha[:, None, :], U.mT)
+    return replace(space, cores=torch.stack([products(damping, core) for core in space.cores]))
+
+
+def with_mean_norm(space: CoreSpace, core: Tensor) -> Tensor:
+    """``core`` with the mean norm of the adapters; zero where it is nothing beside them."""
+    mean = space.cores.square().sum((-2, -1)).sqrt().mean(0)
+    norm = core.square().sum((-2, -1)).sqrt()
+    factor = torch.where(norm > mean * _NEGLIGIBLE, mean / norm.clamp_min(1e-300), 0.0)
+    return core * factor[:, None, None]
 
 
 def projected_sum(space: CoreSpace, axes: Axes) -> Tensor:

@@ -48,4 +48,4 @@ def flat(
     """
     from lorahub.kernels.core import flattened
 
-    return flattened(stack)
+    return flattened(stack, lambda space: space.total)

@@ -41,4 +41,4 @@ def iso_c(stack: Stack, *, rank: Rank = None) -> Mix:
     """
     from lorahub.kernels.core import flattened
 
-    return flattened(stack, rank)
+    return flattened(stack, lambda space: space.total, rank)

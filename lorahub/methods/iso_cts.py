@@ -39,6 +39,6 @@ def iso_cts(
     it is not the sum. Adapters get equal norms first, and one alone stays as it is. Use it
     instead of `iso_c` where many adapters leave a task too little room.
     """
-    from lorahub.kernels.core import common_and_specific, merged
+    from lorahub.kernels.core import common_and_specific, flattened
 
-    return merged(stack, lambda space: common_and_specific(space, common), rank)
+    return flattened(stack, lambda space: common_and_specific(space, common), rank)
