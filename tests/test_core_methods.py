@@ -404,6 +404,19 @@ def test_flat_without_a_rank_is_as_large_as_the_mean_adapter(tmp_path: Path) -> 
     assert given_one.budget.parameters == 200
 
 
+def test_an_adapter_of_zeros_changes_nothing_and_is_named(tmp_path: Path) -> None:
+    folders = some_adapters(tmp_path)
+    silent = write_adapter(tmp_path / "silent", {n: (*s, 2) for n, s in SHAPES.items()}, alpha=0)
+    sources = [load(f) for f in folders]
+    one = make_plan(sources, [1] * 3, get("flat"), {"rank": 3}, scale=1.0)
+    other = make_plan([*sources, load(silent)], [1] * 4, get("flat"), {"rank": 3}, scale=1.0)
+    wanted = deltas(merge(one, tmp_path / "one"))
+    for name, found in deltas(merge(other, tmp_path / "other")).items():
+        assert close(found, wanted[name], float(wanted[name].norm()), 1e-5)
+    done = run(other, tmp_path / "again.safetensors")
+    assert done.plan.notes == ("'silent' is zero in every module and adds nothing",)
+
+
 def test_slerp_of_three_is_refused(tmp_path: Path) -> None:
     adapters = [load(f) for f in some_adapters(tmp_path)]
     with pytest.raises(InvalidRecipeError, match="'slerp' merges 2 adapters, not 3") as error:

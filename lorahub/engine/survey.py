@@ -21,8 +21,8 @@ def normalized(plan: Plan, batches: Batches, listener: Listener) -> Plan:
 
     An adapter's factor is the root of the mean energy of all adapters over its own, one scalar
     for all its modules; the energy is the squared Frobenius norm of all its deltas. An adapter
-    whose deltas are all zero keeps 1. Where the plan leaves normalising open, it happens when
-    norms or mean ranks differ by more than a factor of two.
+    whose deltas are all zero keeps 1, and a note names it. Where the plan leaves normalising
+    open, it happens when norms or mean ranks differ by more than a factor of two.
     """
     if plan.normalize is False or len(plan.adapters) == 1:
         return replace(plan, normalize=False)
@@ -45,7 +45,12 @@ def normalized(plan: Plan, batches: Batches, listener: Listener) -> Plan:
         return replace(plan, normalize=False)
     mean = sum(alive) / len(alive)
     factors = [(mean / e) ** 0.5 if e > 0 else 1.0 for e in energies]
-    return plan.with_factors(factors)
+    silent = tuple(
+        f"'{a.name}' is zero in every module and adds nothing"
+        for a, e in zip(plan.adapters, energies, strict=True)
+        if e == 0
+    )
+    return replace(plan.with_factors(factors), notes=plan.notes + silent)
 
 
 def _energies(modules: Sequence[PlannedModule], stack: Stack) -> list[list[float]]:
