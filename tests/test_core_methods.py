@@ -13,12 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lorahub.engine.plan import make_plan
 from lorahub.engine.run import run
 from lorahub.engine.verify import verify
-from lorahub.errors import InvalidRecipeError
+from lorahub.errors import InvalidAdapterError, InvalidRecipeError
 from lorahub.methods.registry import get, methods
 from tests.conftest import EXAMPLES, write_adapter
 from tests.test_engine import deltas, load, merge
@@ -459,6 +460,20 @@ def test_a_module_of_one_adapter_stays_as_it_is(tmp_path: Path) -> None:
         found = deltas(merge(plan, tmp_path / name))["a.up"]
         wanted = deltas(one)["a.up"]
         assert close(found, wanted, float(wanted.norm()), 1e-6), name
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_and_inf_are_named(name: str, value: float, tmp_path: Path) -> None:
+    folders = some_adapters(tmp_path)[: get(name).most_adapters]
+    path = folders[1] / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = "base_model.model.b.q.lora_B.weight"
+    tensors[key][3, 1] = value
+    save_file(tensors, path)
+    plan = make_plan([load(f) for f in folders], [1.0] * len(folders), get(name), {})
+    with pytest.raises(InvalidAdapterError, match=r"b\.q\.lora_B\.weight' holds NaN or Inf"):
+        run(plan, tmp_path / "out.safetensors")
 
 
 def test_every_method_here_is_registered() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
-from lorahub.engine.batches import Batches
+from lorahub.engine.batches import Batches, name_the_bad_factor
 from lorahub.engine.plan import Plan, PlannedModule
 from lorahub.events import Listener
 from lorahub.kernels.stack import Stack
@@ -30,7 +31,10 @@ def normalized(plan: Plan, batches: Batches, listener: Listener) -> Plan:
     ranks: list[list[int]] = [[] for _ in plan.adapters]
 
     def work(modules: Sequence[PlannedModule], stack: Stack) -> list[list[float]]:
-        return _energies(modules, stack)
+        found = _energies(modules, stack)
+        if not all(math.isfinite(e) for row in found for e in row):
+            name_the_bad_factor(plan, modules, stack)
+        return found
 
     for module, found in batches.run(plan, "survey", work, listener, keep_grams=True):
         for member, energy in zip(module.members, found, strict=True):
