@@ -27,18 +27,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lorahub.adapter import Adapter, AdapterInfo, Module, Reference
     from lorahub.errors import ExitCode, LorahubError
+    from lorahub.merging import Merged
+    from lorahub.pulling import Pulled
     from lorahub.recipe import Recipe, load_recipe, make_recipe
     from lorahub.record import Record, Verification
-    from lorahub.workspace import Merged, Pulled, Workspace
+    from lorahub.workspace import Workspace
 
 _HOMES = {
     "Adapter": "adapter",
     "AdapterInfo": "adapter",
     "ExitCode": "errors",
     "LorahubError": "errors",
-    "Merged": "workspace",
+    "Merged": "merging",
     "Module": "adapter",
-    "Pulled": "workspace",
+    "Pulled": "pulling",
     "Recipe": "recipe",
     "Record": "record",
     "Reference": "adapter",

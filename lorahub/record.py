@@ -15,6 +15,7 @@ from typing import Any
 from lorahub.errors import IntegrityError
 
 FILE_NAME = "lorahub.json"
+RECIPE_NAME = "recipe.yaml"
 FORMAT_VERSION = 1
 
 

@@ -226,8 +226,7 @@ class Catalog:
     def remove(self, adapter_id: int) -> None:
         """Remove an adapter; children keep what they recorded of it."""
         with self._write() as connection:
-            connection.execute(delete(adapter_table).where(adapter_table.c.id == adapter_id))
-            connection.execute(text("DELETE FROM adapters_fts WHERE rowid = :i"), {"i": adapter_id})
+            _remove(connection, adapter_id)
 
     # --- runs and lineage ---
 
@@ -250,6 +249,8 @@ class Catalog:
         adapter: Adapter,
         parents: Sequence[tuple[Parent, int | None]],
         record: str,
+        *,
+        replaces: int | None = None,
     ) -> Adapter:
         """Add a merged adapter, its lineage and the end of its run in one transaction.
 
@@ -258,11 +259,14 @@ class Catalog:
             adapter: The result.
             parents: Each parent with its catalog id.
             record: The text of the result's record.
+            replaces: Id of the adapter that leaves the catalog in the same moment.
 
         Raises:
             ConflictError: The name is taken.
         """
         with self._write() as connection:
+            if replaces is not None:
+                _remove(connection, replaces)
             added = _insert(connection, adapter)
             for position, (parent, parent_id) in enumerate(parents):
                 connection.execute(
@@ -446,6 +450,11 @@ def _rename(connection: Connection, old: str, new: str) -> None:
             text("UPDATE adapters_fts SET name = :name WHERE rowid = :id"),
             {"id": row.id, "name": _searched_name(new, row.repo_id)},
         )
+
+
+def _remove(connection: Connection, adapter_id: int) -> None:
+    connection.execute(delete(adapter_table).where(adapter_table.c.id == adapter_id))
+    connection.execute(text("DELETE FROM adapters_fts WHERE rowid = :id"), {"id": adapter_id})
 
 
 def _taken(name: str) -> ConflictError:

@@ -11,7 +11,8 @@ from lorahub.cli import sink
 from lorahub.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from lorahub.workspace import Pulled, Workspace
+    from lorahub.pulling import Pulled
+    from lorahub.workspace import Workspace
     from store import AdapterSummary
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="Catalog name, id, folder or Hub id.")]

@@ -6,7 +6,7 @@ import gc
 
 import typer
 
-from lorahub.cli import catalog, compressing, merging, publishing, upkeep
+from lorahub.cli import catalog, compressing, merging, packing, publishing, upkeep
 
 app = typer.Typer(
     name="lorahub",
@@ -28,6 +28,8 @@ for verb in (
     merging.merge,
     merging.verify,
     compressing.compress,
+    packing.pack,
+    packing.unpack,
     publishing.export,
     publishing.push,
     upkeep.version,

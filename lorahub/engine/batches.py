@@ -72,7 +72,6 @@ class Batches:
         self._buffers = _Buffers(device)
         self._grams: dict[str, tuple[Tensor, Tensor]] = {}
         self._keep = False
-        self._room = GRAM_CACHE_BYTES
         self._threads = torch.get_num_threads()
         self._precision = torch.get_float32_matmul_precision()
         # TF32 keeps ten bits of a product; the tolerances need all of them.
@@ -114,16 +113,17 @@ class Batches:
         """Yield each module with what ``work`` made of it, in plan order.
 
         ``work`` takes the modules of a batch and their `Stack` and returns one value per module.
-        At most workers + 1 batches are in flight. ``listener`` receives ``phase``; a module
+        At most 2 workers + 1 batches are in flight. ``listener`` receives ``phase``; a module
         counts as done when the consumer asks for the next one. With ``keep_grams`` the Gram
-        matrices that ``work`` asked for are kept for a later pass, as far as they are small.
+        matrices that ``work`` asked for are kept for a later pass, if all are small together.
 
         Raises:
             ResourceError: A single module does not fit the GPU's memory.
         """
         listener(PhaseStarted(phase, len(plan.modules), "modules"))
         done = 0
-        self._keep = keep_grams
+        size = sum(2 * m.total_rank**2 * 8 for m in plan.modules)
+        self._keep = keep_grams and size <= GRAM_CACHE_BYTES
         for modules, results in self._ordered(plan, work):
             for module, result in zip(modules, results, strict=True):
                 yield module, result
@@ -146,7 +146,7 @@ class Batches:
         try:
             for batch in _batches(plan, self._bytes):
                 pending.append(pool.submit(job, batch))
-                if len(pending) > self.workers:
+                if len(pending) > 2 * self.workers:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -185,15 +185,11 @@ class Batches:
         return stack.with_grams(gram_b, gram_a)
 
     def _remember(self, batch: Sequence[PlannedModule], stack: Stack) -> None:
-        """Keep what another pass over the factors would compute again, while it is little."""
+        """Keep what another pass over the factors would compute again."""
         for i, module in enumerate(batch):
             grams = stack.known_grams(i)
-            if grams is None or module.name in self._grams:
-                return
-            self._room -= 2 * grams[0].nbytes
-            if self._room < 0:
-                return
-            self._grams[module.name] = grams
+            if grams is not None:
+                self._grams[module.name] = grams
 
 
 def pick_device(name: str) -> torch.device:

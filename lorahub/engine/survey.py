@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import median_low
 
 import torch
 
@@ -20,10 +21,11 @@ UNEVEN = 2.0
 def normalized(plan: Plan, batches: Batches, listener: Listener) -> Plan:
     """The plan with the factors that give every adapter the same norm, where it asks for that.
 
-    An adapter's factor is the root of the mean energy of all adapters over its own, one scalar
-    for all its modules; the energy is the squared Frobenius norm of all its deltas. An adapter
-    whose deltas are all zero keeps 1, and a note names it. Where the plan leaves normalising
-    open, it happens when norms or mean ranks differ by more than a factor of two.
+    An adapter's factor is the median norm of all adapters over its own, one scalar for all its
+    modules; the norm is the Frobenius norm of all its deltas together. The median (the lower one
+    of two) is the norm that one loud adapter cannot move: a mean would make all the others loud.
+    An adapter whose deltas are all zero keeps 1, and a note names it. Where the plan leaves
+    normalising open, it happens when norms or mean ranks differ by more than a factor of two.
     """
     if plan.normalize is False or len(plan.adapters) == 1:
         return replace(plan, normalize=False)
@@ -47,8 +49,8 @@ def normalized(plan: Plan, batches: Batches, listener: Listener) -> Plan:
     )
     if not alive or not (plan.normalize or uneven):
         return replace(plan, normalize=False)
-    mean = sum(alive) / len(alive)
-    factors = [(mean / e) ** 0.5 if e > 0 else 1.0 for e in energies]
+    usual = median_low(alive)
+    factors = [(usual / e) ** 0.5 if e > 0 else 1.0 for e in energies]
     silent = tuple(
         f"'{a.name}' is zero in every module and adds nothing"
         for a, e in zip(plan.adapters, energies, strict=True)

@@ -8,7 +8,7 @@ large the module is, and returns a `Mix`: the two small matrices of coefficients
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-
-_STRIP = 32
 
 
 @dataclass(frozen=True)
@@ -221,11 +218,20 @@ def gram(X: Tensor) -> Tensor:
     upper = torch.empty(m, R, R, dtype=X.dtype)
     # Above the diagonal only, in strips: a symmetric product costs little more than half.
     for i in range(m):
-        for j in range(0, R, _STRIP):
-            stop = j + _STRIP
-            torch.mm(X[i, j:stop], X[i, j:].mT, out=upper[i, j:stop, j:])
-    upper = upper.double().triu_()
-    return upper + upper.triu(1).mT
+        for part in strips(R):
+            torch.mm(X[i, part], X[i, part.start :].mT, out=upper[i, part, part.start :])
+    return mirrored(upper.double())
+
+
+def strips(size: int) -> Iterator[slice]:
+    """Cuts of a triangular or symmetric matrix that leave out most of what is not needed."""
+    step = max(32, size // 8)
+    return (slice(j, min(j + step, size)) for j in range(0, size, step))
+
+
+def mirrored(upper: Tensor) -> Tensor:
+    """The symmetric matrices whose upper triangles are given; the others are overwritten."""
+    return upper.triu_() + upper.triu(1).mT
 
 
 def _core_home(x: Tensor) -> Tensor:

@@ -1,0 +1,34 @@
+"""Whether files are still those that were catalogued."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from lorahub import formats
+from lorahub.adapter import Adapter
+from lorahub.errors import IntegrityError
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_unchanged(adapter: Adapter) -> None:
+    """Raise IntegrityError unless the adapter's files are still those catalogued."""
+    try:
+        found = file_sha256(adapter.weights_path)
+        _, config = formats.peft.read_config(adapter.origin.folder)
+    except OSError as error:
+        raise IntegrityError(
+            f"the files of '{adapter.name}' are gone from {adapter.origin.folder}",
+            hint="pull it again, or remove it with `lorahub rm`",
+        ) from error
+    if found != adapter.info.weights_sha256 or config != adapter.info.config_sha256:
+        raise IntegrityError(
+            f"the files of '{adapter.name}' in {adapter.origin.folder} changed since they "
+            "were catalogued",
+            hint="pull it again to take the new content",
+        )

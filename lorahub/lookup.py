@@ -1,0 +1,55 @@
+"""Finding the catalogued adapter, the folder or the repository that a reference means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lorahub.adapter import Adapter, Reference
+from lorahub.errors import ConflictError, NotFoundError
+from store import Catalog
+
+
+def get(catalog: Catalog, text: str) -> Adapter:
+    """The catalogued adapter a reference means: name, id, folder or repository.
+
+    Raises:
+        NotFoundError: Nothing in the catalog goes by it.
+        ConflictError: An id prefix that means several.
+    """
+    found = find(catalog, Reference.parse(text))
+    if found is None:
+        close = catalog.names_like(text)
+        hint = f"did you mean {', '.join(close)}? " if close else ""
+        raise NotFoundError(
+            f"'{text}' is not in the catalog",
+            hint=f"{hint}see `lorahub ls`, or `lorahub pull {text}`",
+        )
+    return found
+
+
+def find(catalog: Catalog, reference: Reference) -> Adapter | None:
+    """As `get`, from a parsed reference; None where nothing goes by it."""
+    if reference.is_path:
+        return catalog.by_folder(Path(reference.text).expanduser().absolute())
+    if not reference.is_hub and (named := catalog.by_name(reference.text)):
+        return named
+    if reference.repo_id is not None and (
+        pulled := catalog.by_repo(reference.repo_id, reference.revision)
+    ):
+        return pulled[0]
+    if is_folder(reference):
+        return catalog.by_folder(Path(reference.text).absolute())
+    if len(reference.text) >= 6 and set(reference.text) <= set("0123456789abcdef"):
+        found = catalog.by_hash(reference.text)
+        if len({a.info.content_hash for a in found}) > 1:
+            raise ConflictError(
+                f"'{reference.text}' means {', '.join(a.name for a in found)}",
+                hint="give more of the id",
+            )
+        return found[0] if found else None
+    return None
+
+
+def is_folder(reference: Reference) -> bool:
+    """Whether a text that is no explicit path names an existing folder all the same."""
+    return not reference.is_hub and Path(reference.text).is_dir()

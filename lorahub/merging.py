@@ -1,0 +1,364 @@
+"""Executing a recipe and checking its result: plan, write, verify, record."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lorahub import formats
+from lorahub.adapter import Adapter, Origin, Source
+from lorahub.config import Config
+from lorahub.errors import (
+    ConflictError,
+    IntegrityError,
+    NotFoundError,
+    UsageError,
+    VerificationError,
+)
+from lorahub.events import Listener, Warned
+from lorahub.integrity import check_unchanged, file_sha256
+from lorahub.output import check_name, new_folder
+from lorahub.record import FILE_NAME, RECIPE_NAME, Parent, Record, Verification
+from store import Catalog, RunDraft
+
+if TYPE_CHECKING:
+    from lorahub.engine.plan import Plan
+    from lorahub.engine.run import MergedModule
+    from lorahub.recipe import Recipe
+
+_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """Outcome of a merge; ``state`` is ``unchanged`` when the same result was already there."""
+
+    adapter: Adapter
+    record: Record
+    state: Literal["merged", "unchanged"]
+
+
+def plan_for(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
+    """The plan of a recipe whose sources are ``adapters``, in order.
+
+    Raises:
+        LorahubError: As `lorahub.workspace.Workspace.plan`.
+    """
+    from lorahub.engine.plan import make_plan
+    from lorahub.methods.registry import get
+
+    for source, adapter in zip(recipe.sources, adapters, strict=True):
+        if source.sha256 not in {None, adapter.info.content_hash}:
+            raise IntegrityError(
+                f"'{source.adapter}' has content {adapter.info.content_hash}, the recipe "
+                f"pins {source.sha256}",
+                hint="pull the revision that was pinned, or drop sha256 from the recipe",
+            )
+    return make_plan(
+        adapters,
+        [source.weight for source in recipe.sources],
+        get(recipe.method),
+        recipe.parameters,
+        scale=recipe.scale,
+        normalize=recipe.normalize,
+        allocate=recipe.allocate,
+        budget=recipe.budget,
+        dtype=recipe.dtype,
+        seed=recipe.seed,
+        base_model=recipe.base,
+    )
+
+
+class Merger:
+    """Merges into one data folder and its catalog."""
+
+    def __init__(self, config: Config, catalog: Catalog) -> None:
+        self._config = config
+        self._catalog = catalog
+
+    def merge(
+        self,
+        recipe: Recipe,
+        plan: Plan,
+        *,
+        device: str,
+        workers: int | None,
+        force: bool,
+        listener: Listener,
+    ) -> Merged:
+        """Execute ``plan`` as ``recipe`` says; see `lorahub.workspace.Workspace.merge`."""
+        name, target = self.target(recipe)
+        for warning in plan.warnings:
+            listener(Warned(warning))
+        for adapter in plan.adapters:
+            check_unchanged(adapter)
+        known = self._catalog.by_name(name)
+        done = self._already_there(name, target, plan, known, force=force)
+        if done is not None:
+            return done
+        self._catalog.sweep_dead_runs()
+        run_id = self._catalog.begin_run(
+            RunDraft(plan.digest, recipe.to_yaml(), plan.method.name, str(target))
+        )
+        with self._closing_run(run_id):
+            with new_folder(target, self._config.home / "locks", replace=force) as partial:
+                record = self._write(plan, name, partial, device, workers, listener)
+            adapter = self._catalogue(run_id, plan, name, target, record, known)
+            return Merged(adapter, record, "merged")
+
+    def target(self, recipe: Recipe) -> tuple[str, Path]:
+        """Name and folder of the result.
+
+        Raises:
+            UsageError: The recipe names neither, or a name that cannot be one.
+        """
+        output = recipe.output
+        if output.name is None and output.folder is None:
+            raise UsageError(
+                "the merge has no output", hint="give --name NAME, or -o FOLDER, or both"
+            )
+        name = output.name or (output.folder.name if output.folder else "")
+        check_name(name)
+        return name, (output.folder or self._config.adapters / name).expanduser().absolute()
+
+    def _already_there(
+        self, name: str, target: Path, plan: Plan, known: Adapter | None, *, force: bool
+    ) -> Merged | None:
+        """The same result if it stands there already; room for it otherwise.
+
+        A folder with the right record that the catalog does not know was finished by a process
+        that was killed before it could say so: it is taken over.
+        """
+        record = Record.read(target) if target.is_dir() and not force else None
+        same = record is not None and _is_result_of(record, plan)
+        if record is not None and same and file_sha256(target / _WEIGHTS) == record.weights_sha256:
+            if known is not None and known.origin.folder == target:
+                return Merged(known, record, "unchanged")
+            if known is None:
+                run_id = self._catalog.begin_run(
+                    RunDraft(plan.digest, "", plan.method.name, str(target))
+                )
+                adapter = self._catalogue(run_id, plan, name, target, record, None)
+                return Merged(adapter, record, "unchanged")
+        if known is not None:
+            if not force:
+                raise ConflictError(
+                    f"an adapter named '{name}' is already in the catalog",
+                    hint="choose another --name, or pass --force to replace it",
+                )
+            if known.name in {a.name for a in plan.adapters}:
+                raise ConflictError(f"'{name}' is one of the sources; choose another --name")
+        return None
+
+    @contextmanager
+    def _closing_run(self, run_id: int) -> Iterator[None]:
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._catalog.end_run(run_id, "interrupted", "interrupted by the user")
+            raise
+        except BaseException as error:
+            self._catalog.end_run(run_id, "failed", str(error))
+            raise
+
+    def _write(
+        self,
+        plan: Plan,
+        name: str,
+        folder: Path,
+        device: str,
+        workers: int | None,
+        listener: Listener,
+    ) -> Record:
+        from lorahub.card import render_card
+        from lorahub.engine.plan import LORAHUB_VERSION
+        from lorahub.engine.run import run
+        from lorahub.engine.verify import verify
+
+        weights = folder / _WEIGHTS
+        done = run(plan, weights, device=device, workers=workers, listener=listener)
+        digest, plan = plan.digest, done.plan
+        ranks = {m.name: m.rank for m in done.modules}
+        reports = {m.name: m.report for m in done.modules if m.report}
+        config = formats.peft.config_for(
+            ranks,
+            base_model=plan.base_model,
+            task_type=plan.task_type,
+            fan_in_fan_out=plan.fan_in_fan_out,
+            auto_mapping=plan.auto_mapping,
+        )
+        (folder / formats.peft.CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+        info = formats.inspect(folder)
+        check = verify(
+            plan, weights, info.modules, reports=reports, workers=workers, listener=listener
+        )
+        _require(check, name)
+        record = Record(
+            digest=digest,
+            lorahub=LORAHUB_VERSION,
+            method=plan.method.name,
+            parameters=plan.parameters,
+            scale=plan.scale,
+            normalize=bool(plan.normalize),
+            allocate=plan.budget.rule if plan.budget else None,
+            budget=plan.budget.parameters if plan.budget else None,
+            seed=plan.seed,
+            dtype=plan.dtype,
+            base_model=plan.base_model,
+            parents=_parents(plan),
+            modules=len(ranks),
+            rank=max(ranks.values()),
+            weights_sha256=info.weights_sha256,
+            verification=check,
+            notes=plan.notes + _warnings_of(done.modules),
+            reports=reports,
+        )
+        (folder / FILE_NAME).write_text(record.to_json(), encoding="utf-8")
+        (folder / RECIPE_NAME).write_text(_pinned(plan, name).to_yaml(), encoding="utf-8")
+        card = render_card(record, name=name, targets=info.targets, paper=plan.method.paper)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        return record
+
+    def _catalogue(
+        self,
+        run_id: int,
+        plan: Plan,
+        name: str,
+        target: Path,
+        record: Record,
+        replaced: Adapter | None,
+    ) -> Adapter:
+        info = formats.inspect(target)
+        adapter = Adapter(name, Origin(Source.MERGE, target), info, method=record.method)
+        parents = list(zip(record.parents, (a.id for a in plan.adapters), strict=True))
+        return self._catalog.finish_run(
+            run_id,
+            adapter,
+            parents,
+            record.to_json(),
+            replaces=replaced.id if replaced else None,
+        )
+
+    def verify(self, adapter: Adapter, listener: Listener) -> Verification:
+        """Recompute a merged adapter; see `lorahub.workspace.Workspace.verify`."""
+        from lorahub.engine.plan import make_plan
+        from lorahub.engine.verify import verify
+        from lorahub.methods.registry import get
+
+        record = Record.read(adapter.origin.folder)
+        if record is None:
+            raise UsageError(
+                f"'{adapter.name}' has no lorahub.json: it is not the result of a merge",
+                hint="verify works on what `lorahub merge` made",
+            )
+        check_unchanged(adapter)
+        if record.weights_sha256 != adapter.info.weights_sha256:
+            raise IntegrityError(f"the weights of '{adapter.name}' are not those of its record")
+        parents = [self._parent(parent) for parent in record.parents]
+        for parent in parents:
+            check_unchanged(parent)
+        method = get(record.method)
+        plan = make_plan(
+            parents,
+            [p.weight for p in record.parents],
+            method,
+            record.parameters,
+            scale=record.scale,
+            normalize=record.normalize,
+            allocate=record.allocate,  # type: ignore[arg-type]  # make_plan wrote it
+            budget=record.budget,
+            dtype=record.dtype,
+            seed=record.seed,
+            base_model=record.base_model,
+        ).with_factors([p.factor for p in record.parents])
+        check = verify(
+            plan,
+            adapter.weights_path,
+            adapter.info.modules,
+            reports=record.reports,
+            listener=listener,
+        )
+        _require(check, adapter.name)
+        return check
+
+    def _parent(self, parent: Parent) -> Adapter:
+        found = self._catalog.by_hash(parent.content_hash)
+        if not found:
+            where = f"{parent.repo_id}@{parent.revision}" if parent.repo_id else parent.reference
+            raise NotFoundError(
+                f"source '{parent.reference}' is no longer in the catalog",
+                hint=f"pull it again: `lorahub pull {where}`",
+            )
+        return found[0]
+
+
+def _is_result_of(record: Record, plan: Plan) -> bool:
+    """Whether a record tells of this very merge.
+
+    A merge that left normalising open is also the result of a plan that asks for what it came
+    to, as its own pinned recipe does.
+    """
+    if record.digest == plan.digest:
+        return True
+    left_open = replace(plan, normalize=None)
+    return record.normalize == plan.normalize and record.digest == left_open.digest
+
+
+def _parents(plan: Plan) -> tuple[Parent, ...]:
+    return tuple(
+        Parent(
+            reference=(f"{a.origin.repo_id}@{a.origin.revision}" if a.origin.repo_id else a.name),
+            content_hash=a.info.content_hash,
+            weight=weight,
+            factor=factor,
+            repo_id=a.origin.repo_id,
+            revision=a.origin.revision,
+            endpoint=a.origin.endpoint,
+            license=a.info.license,
+        )
+        for a, weight, factor in zip(
+            plan.adapters, plan.weights, plan.factors or [1.0] * len(plan.adapters), strict=True
+        )
+    )
+
+
+def _warnings_of(modules: Sequence[MergedModule]) -> tuple[str, ...]:
+    """What the method warned of in its reports, each once with the number of modules."""
+    counts = Counter(m.report["warning"] for m in modules if "warning" in m.report)
+    return tuple(f"{count} of {len(modules)} modules: {text}" for text, count in counts.items())
+
+
+def _pinned(plan: Plan, name: str) -> Recipe:
+    """The recipe that makes the same result again, every source pinned by content."""
+    from lorahub.recipe import OutputSpec, Recipe, SourceSpec
+
+    return Recipe(
+        method=plan.method.name,
+        parameters={k: v for k, v in plan.parameters.items() if v is not None},
+        sources=tuple(
+            SourceSpec(adapter=p.reference, weight=p.weight, sha256=p.content_hash)
+            for p in _parents(plan)
+        ),
+        scale=plan.scale,
+        normalize=plan.normalize,
+        allocate=plan.budget.rule if plan.budget else None,
+        budget=plan.budget.parameters if plan.budget else None,
+        dtype=plan.dtype,  # type: ignore[arg-type]  # one of the three by construction
+        seed=plan.seed,
+        base=plan.base_model,
+        output=OutputSpec(name=name),
+    )
+
+
+def _require(check: Verification, name: str) -> None:
+    if not check.passed:
+        raise VerificationError(
+            f"'{name}' is off by {check.worst_error:.1e} in module '{check.worst_module}', "
+            f"{check.tolerance:.0e} is allowed",
+            hint="this is a defect of the method or of the files; please report it",
+        )

@@ -1,0 +1,82 @@
+"""Packs of catalogued adapters, and their members as folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorahub import packing
+from lorahub.adapter import Adapter
+from lorahub.events import Listener, ignore
+from lorahub.output import new_folder
+from lorahub.packing import PackInfo, PackInput
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """A member of a pack and the folder it was written to."""
+
+    name: str
+    folder: Path
+
+
+def pack(
+    adapters: Sequence[Adapter],
+    out: Path,
+    *,
+    ratio: float | None = None,
+    bytes_budget: int | None = None,
+    error: float | None = None,
+    protect: bool = False,
+    force: bool = False,
+    listener: Listener = ignore,
+) -> PackInfo:
+    """Write catalogued adapters into one pack; see `lorahub.packing.pack`."""
+    return packing.pack(
+        [PackInput(a.name, a.origin.folder, a.info) for a in adapters],
+        out.expanduser().absolute(),
+        ratio=ratio,
+        bytes_budget=bytes_budget,
+        error=error,
+        protect=protect,
+        replace=force,
+        listener=listener,
+    )
+
+
+def unpack(
+    path: Path, name: str | None, folder: Path | None, *, locks: Path
+) -> tuple[Unpacked, ...]:
+    """Write members of a pack as folders that PEFT reads.
+
+    Args:
+        path: The pack.
+        name: The member; None takes all.
+        folder: Where a single member goes, or the parent of all. None is the current folder, a
+            member then getting a folder of its name.
+        locks: Folder for locks.
+
+    Raises:
+        NotFoundError: No member has that name.
+        ConflictError: A folder exists already.
+        LorahubError: As `lorahub.packing.read_info`, and StorageError.
+    """
+    path = path.expanduser().absolute()
+    parent = (folder or Path()).expanduser().absolute()
+    if name is not None:
+        target = parent if folder is not None else parent / folder_name(name)
+        wanted = [Unpacked(name, target)]
+    else:
+        names = [m.name for m in packing.read_info(path).members]
+        wanted = [Unpacked(n, parent / folder_name(n)) for n in names]
+    for member in wanted:
+        with new_folder(member.folder, locks) as partial:
+            packing.unpack(path, member.name, partial)
+    return tuple(wanted)
+
+
+def folder_name(name: str) -> str:
+    """A member's name as one folder name: names in a pack come from strangers."""
+    return re.sub(r"[^\w.@-]", "-", name).lstrip(".")[:100] or "member"

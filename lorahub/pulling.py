@@ -1,0 +1,175 @@
+"""Bringing adapters into the catalog: fetch, convert, inspect, name, record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event, Lock
+from typing import TYPE_CHECKING, Literal
+
+from lorahub import formats
+from lorahub.adapter import Adapter, Origin, Reference, Source
+from lorahub.config import Config
+from lorahub.errors import LorahubError, NotFoundError, UsageError
+from lorahub.events import Listener
+from lorahub.integrity import file_sha256
+from lorahub.lookup import is_folder
+from lorahub.output import check_name, new_folder
+from lorahub.parallel import each
+from lorahub.record import Record
+from store import Catalog
+
+if TYPE_CHECKING:
+    from lorahub.hub import Hub
+
+WORKERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """Outcome of pulling one reference.
+
+    ``state`` is ``added``, ``up to date`` or ``failed``; exactly one of adapter and error is set.
+    """
+
+    reference: str
+    state: Literal["added", "up to date", "failed"]
+    adapter: Adapter | None
+    error: LorahubError | None
+
+
+class Puller:
+    """Pulls into one catalog, several references at a time."""
+
+    def __init__(self, config: Config, catalog: Catalog) -> None:
+        self._config = config
+        self._catalog = catalog
+        self._writing = Lock()
+
+    def pull(
+        self,
+        references: Sequence[str],
+        hub: Hub,
+        *,
+        name: str | None,
+        all_files: bool,
+        allow_pickle: bool,
+        listener: Listener,
+    ) -> tuple[Pulled, ...]:
+        """One outcome per reference, in order; see `lorahub.workspace.Workspace.pull`."""
+        if not references:
+            raise UsageError("nothing to pull", hint="name a Hub repository or a folder")
+        if name is not None:
+            check_name(name)
+            if len(references) > 1:
+                raise UsageError("--name goes with one reference")
+        stopped = Event()
+
+        def pull_one(text: str) -> Pulled:
+            try:
+                origin = self._fetch(text, hub, all_files, allow_pickle, listener)
+                adapter, added = self._register(
+                    origin, name, allow_pickle=allow_pickle, stopped=stopped
+                )
+                return Pulled(text, "added" if added else "up to date", adapter, None)
+            except LorahubError as error:
+                return Pulled(text, "failed", None, error)
+
+        try:
+            return each(pull_one, references, WORKERS)
+        except BaseException:
+            # What a thread is writing is finished, and nothing is begun after the interruption.
+            with self._writing:
+                stopped.set()
+            raise
+
+    def _fetch(
+        self, text: str, hub: Hub, all_files: bool, allow_pickle: bool, listener: Listener
+    ) -> Origin:
+        reference = Reference.parse(text)
+        if reference.is_path or is_folder(reference):
+            folder = Path(text).expanduser().absolute()
+            if not folder.is_dir():
+                raise NotFoundError(f"there is no folder {folder}")
+            merged = folder.is_relative_to(self._config.adapters) and Record.read(folder)
+            return Origin(Source.MERGE if merged else Source.FOLDER, folder)
+        if reference.repo_id is None:
+            raise NotFoundError(
+                f"'{text}' is neither a folder nor a Hub repository",
+                hint="a repository is owner/name[@revision]; start a folder with ./ or /",
+            )
+        snapshot = hub.resolve(reference.repo_id, reference.revision)
+        folder = hub.fetch(
+            snapshot, all_files=all_files, allow_pickle=allow_pickle, listener=listener
+        )
+        return Origin(
+            Source.HUB,
+            folder,
+            snapshot.repo_id,
+            snapshot.revision,
+            reference.revision,
+            hub.endpoint,
+        )
+
+    def _register(
+        self, origin: Origin, name: str | None, *, allow_pickle: bool, stopped: Event
+    ) -> tuple[Adapter, bool]:
+        """The catalogued adapter for an origin, and whether it is new."""
+        if allow_pickle and (pickled := formats.find_pickle(origin.folder)):
+            with self._unless(stopped):
+                origin = self._converted(origin, pickled)
+        info = formats.inspect(origin.folder)
+        with self._unless(stopped):
+            for known in self._same_place(origin):
+                if known.info.content_hash == info.content_hash and name in {None, known.name}:
+                    return known, False
+            default = origin.repo_id or origin.folder.name
+            wanted = name or default
+            taken = self._catalog.by_name(wanted)
+            rename_older = None
+            if taken is not None and name is None:
+                if _same_line(taken.origin, origin) and origin.requested_revision is None:
+                    # The plain name follows the newest revision of the same place.
+                    rename_older = f"{wanted}@{_short(taken)}"
+                else:
+                    wanted = f"{wanted}@{(origin.revision or info.content_hash)[:8]}"
+            record = Record.read(origin.folder)
+            adapter = Adapter(wanted, origin, info, method=record.method if record else None)
+            return self._catalog.add(adapter, rename_older=rename_older), True
+
+    @contextmanager
+    def _unless(self, stopped: Event) -> Iterator[None]:
+        """One thread at a time writes, and none once ``stopped`` is set."""
+        with self._writing:
+            if stopped.is_set():
+                raise LorahubError("the pull was interrupted")
+            yield
+
+    def _same_place(self, origin: Origin) -> list[Adapter]:
+        if origin.repo_id is not None:
+            found = self._catalog.by_repo(origin.repo_id, origin.revision)
+            return [a for a in found if a.origin.endpoint == origin.endpoint]
+        known = self._catalog.by_folder(origin.folder)
+        return [known] if known else []
+
+    def _converted(self, origin: Origin, pickled: Path) -> Origin:
+        """A safetensors copy, in the data folder, of an adapter whose weights are a pickle."""
+        key = file_sha256(pickled)[:16]
+        target = self._config.home / "converted" / key / origin.folder.name
+        if not target.exists():
+            with new_folder(target, self._config.home / "locks") as partial:
+                formats.convert_pickle(origin.folder, partial)
+        return replace(origin, folder=target)
+
+
+def _same_line(one: Origin, other: Origin) -> bool:
+    """Whether two origins are revisions of one place."""
+    if one.repo_id is not None or other.repo_id is not None:
+        return one.repo_id == other.repo_id and one.endpoint == other.endpoint
+    return one.folder == other.folder
+
+
+def _short(adapter: Adapter) -> str:
+    return (adapter.origin.revision or adapter.info.content_hash)[:8]
