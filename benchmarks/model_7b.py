@@ -17,7 +17,7 @@ from benchmarks.data import LLAMA_2_7B, llama_modules, write_adapter
 
 DATA = Path(__file__).parent / "data"
 RANK = 16
-METHODS = ("svd", "lego", "welore", "cat")
+METHODS = ("svd", "lego", "welore", "cat", "flat", "iso_c", "iso_cts", "tsv", "knots")
 
 _MERGE = """
 import json, resource, sys, time
@@ -33,7 +33,7 @@ name, repeats = sys.argv[4], int(sys.argv[5])
 def load(f):
     return Adapter(Path(f).name, Origin(Source.FOLDER, Path(f)), formats.inspect(Path(f)))
 options = {"budget": "rank 16"} if name == "welore" else {}
-parameters = {"rank": 16} if name in ("svd", "lego") else {}
+parameters = {} if name in ("welore", "cat") else {"rank": 16}
 plan = make_plan([load(f) for f in folders], [1.0] * len(folders), get(name), parameters, **options)
 times = []
 for _ in range(repeats + 1):

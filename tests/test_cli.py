@@ -174,7 +174,7 @@ ERRORS = [
     (("export", "languages", "x", "--format", "odd"), ExitCode.USAGE, ["odd", "peft"]),
     (("compare", "languages"), ExitCode.USAGE, ["two"]),
     (("push", "languages", "no-owner"), ExitCode.USAGE, ["owner/name"]),
-    (("methods", "show", "cart"), ExitCode.INVALID, ["cart"]),
+    (("methods", "show", "catt"), ExitCode.INVALID, ["catt"]),
 ]
 
 

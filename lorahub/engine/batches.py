@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lorahub.engine.plan import Plan, PlannedModule
-from lorahub.errors import InvalidRecipeError, ResourceError
+from lorahub.errors import InvalidAdapterError, InvalidRecipeError, ResourceError
 from lorahub.events import Advanced, Listener, PhaseStarted
 from lorahub.formats.safetensors import TensorFile
 from lorahub.kernels.stack import Stack
@@ -242,6 +242,22 @@ def read_stack(
         weights=tuple(member.weight for member in first.members),
         seeds=tuple(module_seed(plan.seed, module.name) for module in batch),
     )
+
+
+def name_the_bad_factor(plan: Plan, batch: Sequence[PlannedModule], stack: Stack) -> None:
+    """Raise InvalidAdapterError for the first factor that holds NaN or Inf, if one does."""
+    for i, module in enumerate(batch):
+        parts = zip(
+            module.members, stack.split(stack.B[i], 1), stack.split(stack.A[i], 0), strict=True
+        )
+        for member, B, A in parts:
+            for key, factor in ((member.module.key_a, A), (member.module.key_b, B)):
+                if not bool(torch.isfinite(factor).all()):
+                    path = plan.adapters[member.adapter].weights_path
+                    raise InvalidAdapterError(
+                        f"{path}: tensor '{key}' holds NaN or Inf",
+                        hint="the training run diverged or the file is damaged; leave it out",
+                    )
 
 
 def module_seed(seed: int, module: str) -> int:

@@ -171,7 +171,10 @@ class Plan:
     @property
     def output_bytes(self) -> int:
         """Bytes of factors that will be written, at most."""
-        return sum(p.rank * (p.d_in + p.d_out) for p in self.modules) * DTYPE_BYTES[self.dtype]
+        most = sum(p.rank * (p.d_in + p.d_out) for p in self.modules)
+        if self.budget is not None:
+            most = min(most, self.budget.parameters)
+        return most * DTYPE_BYTES[self.dtype]
 
     def with_factors(self, factors: Sequence[float]) -> Plan:
         """The plan with every adapter multiplied by its normalising factor."""
@@ -276,7 +279,7 @@ def make_plan(
         scale=method.default_scale(len(adapters)) if scale is None else float(scale),
         normalize=method.normalize if normalize is None else normalize,
         factors=(),
-        budget=_budget(modules, method, allocate, budget, dtype),
+        budget=_budget(modules, method, allocate, budget, dtype, filled),
         pack=target,
         seed=seed,
         dtype=dtype,
@@ -301,6 +304,11 @@ def _check_numbers(
         raise InvalidRecipeError("there is nothing to merge", hint="name at least one adapter")
     if len(adapters) != len(weights):
         raise InvalidRecipeError(f"{len(adapters)} adapters but {len(weights)} weights")
+    if method.most_adapters is not None and len(adapters) > method.most_adapters:
+        raise InvalidRecipeError(
+            f"method '{method.name}' merges {method.most_adapters} adapters, not {len(adapters)}",
+            hint="use method 'karcher' for more",
+        )
     seen: set[str] = set()
     for adapter, weight in zip(adapters, weights, strict=True):
         if not math.isfinite(weight):
@@ -454,8 +462,13 @@ def _budget(
     allocate: Rule | None,
     budget: str | float | None,
     dtype: str,
+    parameters: Mapping[str, Any],
 ) -> Budget | None:
     if budget is None:
+        if method.allocation and "rank" in parameters:
+            ranks = [parameters["rank"] or m.total_rank / len(m.members) for m in modules]
+            size = sum(r * (m.d_in + m.d_out) for r, m in zip(ranks, modules, strict=True))
+            return Budget(int(size), allocate or method.allocation)
         if method.allocation or allocate:
             why = f"method '{method.name}'" if method.allocation else f"allocation '{allocate}'"
             raise InvalidRecipeError(
@@ -465,13 +478,13 @@ def _budget(
             )
         return None
     widths = [m.d_in + m.d_out for m in modules]
-    parameters = parse_budget(
+    most = parse_budget(
         budget,
         parameters_full=sum(m.rank * w for m, w in zip(modules, widths, strict=True)),
         bytes_per_value=DTYPE_BYTES[dtype],
         width_total=sum(widths),
     )
-    return Budget(parameters, allocate or method.allocation or DEFAULT_RULE)
+    return Budget(most, allocate or method.allocation or DEFAULT_RULE)
 
 
 def _pack_target(pack: str | float | None, dtype: str | None) -> PackTarget | None:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from lorahub.adapter import ModuleKind
-from lorahub.engine.batches import Batches, pick_device
+from lorahub.engine.batches import Batches, name_the_bad_factor, pick_device
 from lorahub.engine.plan import Plan, PlannedModule
 from lorahub.engine.survey import normalized
-from lorahub.errors import InvalidAdapterError, InvalidRecipeError, StorageError
+from lorahub.errors import InvalidRecipeError, StorageError
 from lorahub.events import Listener, ignore
 from lorahub.formats.peft import tensor_keys
 from lorahub.formats.safetensors import Encoded, Writer, encode, encode_header
@@ -139,17 +139,18 @@ def _allocated(
 
     def work(modules: Sequence[PlannedModule], stack: Stack) -> list[tuple[Tensor, Mix]]:
         mix = canonical(stack, _mixed(plan, modules, stack))
-        assert mix.sigma is not None
-        sigma = mix.sigma.cpu()
+        spectrum = mix.sigma if mix.importance is None else mix.importance
+        assert spectrum is not None
+        spectrum = spectrum.cpu()
         for i, kept in enumerate(mix.ranks or ()):
-            sigma[i, kept:] = 0
-        return [(sigma[i], mix.module(i)) for i in range(len(modules))]
+            spectrum[i, kept:] = 0
+        return [(spectrum[i], mix.module(i)) for i in range(len(modules))]
 
     spectra = []
     size = sum(2 * m.total_rank * min(m.rank, m.total_rank) * 8 for m in plan.modules)
     keep = size <= MIX_CACHE_BYTES and batches.device.type == "cpu"
-    for module, (sigma, mix) in batches.run(plan, "spectra", work, listener):
-        spectra.append(sigma.numpy().copy())
+    for module, (spectrum, mix) in batches.run(plan, "spectra", work, listener):
+        spectra.append(spectrum.numpy().copy())
         if keep:
             cache[module.name] = mix
     widths = [m.d_in + m.d_out for m in plan.modules]
@@ -165,7 +166,7 @@ def _mixed(plan: Plan, modules: Sequence[PlannedModule], stack: Stack) -> Mix:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:  # what torch raises when a decomposition meets NaN
-        _name_the_bad_factor(plan, modules, stack)
+        name_the_bad_factor(plan, modules, stack)
         raise
 
 
@@ -194,7 +195,7 @@ def _merge(
             if not (A.finite and B.finite):
                 # NaN and Inf in a source reach the result whatever the method, so that only a
                 # bad result pays for finding out where from.
-                _name_the_bad_factor(plan, modules, stack)
+                name_the_bad_factor(plan, modules, stack)
                 raise InvalidRecipeError(
                     f"module '{module.name}': the merged factors overflow {plan.dtype}",
                     hint="use --dtype F32",
@@ -202,19 +203,3 @@ def _merge(
             report = dict(mix.reports[i]) if mix.reports else {}
             done.append(_Merged(A, B, rank, report))
     return done
-
-
-def _name_the_bad_factor(plan: Plan, batch: Sequence[PlannedModule], stack: Stack) -> None:
-    """Raise InvalidAdapterError for the first factor that holds NaN or Inf, if one does."""
-    for i, module in enumerate(batch):
-        parts = zip(
-            module.members, stack.split(stack.B[i], 1), stack.split(stack.A[i], 0), strict=True
-        )
-        for member, B, A in parts:
-            for key, factor in ((member.module.key_a, A), (member.module.key_b, B)):
-                if not bool(torch.isfinite(factor).all()):
-                    path = plan.adapters[member.adapter].weights_path
-                    raise InvalidAdapterError(
-                        f"{path}: tensor '{key}' holds NaN or Inf",
-                        hint="the training run diverged or the file is damaged; leave it out",
-                    )

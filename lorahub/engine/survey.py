@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median_low
 
 import torch
 
-from lorahub.engine.batches import Batches
+from lorahub.engine.batches import Batches, name_the_bad_factor
 from lorahub.engine.plan import Plan, PlannedModule
 from lorahub.events import Listener
 from lorahub.kernels.stack import Stack
@@ -23,8 +24,8 @@ def normalized(plan: Plan, batches: Batches, listener: Listener) -> Plan:
     An adapter's factor is the median norm of all adapters over its own, one scalar for all its
     modules; the norm is the Frobenius norm of all its deltas together. The median (the lower one
     of two) is the norm that one loud adapter cannot move: a mean would make all the others loud.
-    An adapter whose deltas are all zero keeps 1. Where the plan leaves normalising open, it
-    happens when norms or mean ranks differ by more than a factor of two.
+    An adapter whose deltas are all zero keeps 1, and a note names it. Where the plan leaves
+    normalising open, it happens when norms or mean ranks differ by more than a factor of two.
     """
     if plan.normalize is False or len(plan.adapters) == 1:
         return replace(plan, normalize=False)
@@ -32,7 +33,10 @@ def normalized(plan: Plan, batches: Batches, listener: Listener) -> Plan:
     ranks: list[list[int]] = [[] for _ in plan.adapters]
 
     def work(modules: Sequence[PlannedModule], stack: Stack) -> list[list[float]]:
-        return _energies(modules, stack)
+        found = _energies(modules, stack)
+        if not all(math.isfinite(e) for row in found for e in row):
+            name_the_bad_factor(plan, modules, stack)
+        return found
 
     for module, found in batches.run(plan, "survey", work, listener, keep_grams=True):
         for member, energy in zip(module.members, found, strict=True):
@@ -47,7 +51,12 @@ def normalized(plan: Plan, batches: Batches, listener: Listener) -> Plan:
         return replace(plan, normalize=False)
     usual = median_low(alive)
     factors = [(usual / e) ** 0.5 if e > 0 else 1.0 for e in energies]
-    return plan.with_factors(factors)
+    silent = tuple(
+        f"'{a.name}' is zero in every module and adds nothing"
+        for a, e in zip(plan.adapters, energies, strict=True)
+        if e == 0
+    )
+    return replace(plan.with_factors(factors), notes=plan.notes + silent)
 
 
 def _energies(modules: Sequence[PlannedModule], stack: Stack) -> list[list[float]]:

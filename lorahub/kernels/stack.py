@@ -131,6 +131,8 @@ class Mix:
         ranks: Rank to keep per module, at most k; None keeps k everywhere.
         sigma: (m, k) singular values, where the ranks are balanced and in that order, so that
             any prefix is the best approximation of its rank; else None.
+        importance: (m, k) what the ranks count when a budget is distributed over modules, where
+            that is not their singular value; else None.
         precise: Whether the products need float64, because large coefficients cancel.
         reports: Per module what the run's record should remember, JSON values by name; empty
             for methods with nothing to say.
@@ -140,6 +142,7 @@ class Mix:
     right: Tensor
     ranks: tuple[int, ...] | None = None
     sigma: Tensor | None = None
+    importance: Tensor | None = None
     precise: bool = False
     reports: Sequence[Mapping[str, Any]] = field(default=())
 
@@ -165,6 +168,7 @@ class Mix:
             right=self.right[one].clone(),
             ranks=self.ranks and self.ranks[one],
             sigma=self.sigma[one].clone() if self.sigma is not None else None,
+            importance=self.importance[one].clone() if self.importance is not None else None,
             reports=self.reports[one] if self.reports else (),
         )
 

@@ -50,7 +50,8 @@ class Method:
             smaller of d_in and d_out, and the parameters.
         definition: Function that gives, from a float64 stack, the modules' reports and the
             parameters, the mixture whose delta the method defines before any truncation; the
-            exact weighted sum by default. `verify` uses it.
+            exact weighted sum by default. `verify` uses it. `method` makes None into the rule
+            itself, with all ranks kept.
         default_scale: Scale applied when none is asked for, from the number of adapters.
         normalize: Whether adapters get equal norms first, when nothing is asked for; None
             leaves it to how much their norms and ranks differ.
@@ -59,6 +60,7 @@ class Method:
             asked for; None packs it only when asked.
         equal_weights: Whether weights come from the method and may not be given.
         equal_ranks: Whether all members of a module must have the same rank.
+        most_adapters: Largest number of adapters it can merge, or None.
         exceptions: Laws the method breaks by nature (``gauge``), as its docstring explains.
     """
 
@@ -77,6 +79,7 @@ class Method:
     packed: float | None
     equal_weights: bool
     equal_ranks: bool
+    most_adapters: int | None
     exceptions: frozenset[str]
 
     def parameters(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,18 +137,29 @@ def weighted_sum(
     return exact_sum(stack)
 
 
+def _untruncated(rule: MergeRule) -> Definition:
+    def definition(
+        stack: Stack, reports: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]
+    ) -> Mix:
+        full = {"rank": None} if "rank" in parameters else {}
+        return rule(stack, **{**parameters, **full})
+
+    return definition
+
+
 def method(
     *,
     title: str,
     paper: str,
     rank_bound: RankBound,
-    definition: Definition = weighted_sum,
+    definition: Definition | None = weighted_sum,
     default_scale: Callable[[int], float] = unit_scale,
     normalize: bool | None = False,
     allocation: Rule | None = None,
     packed: float | None = None,
     equal_weights: bool = False,
     equal_ranks: bool = False,
+    most_adapters: int | None = None,
     exceptions: frozenset[str] = frozenset(),
 ) -> Callable[[MergeRule], MergeRule]:
     """Register the decorated function as the merge method of its own name."""
@@ -170,13 +184,14 @@ def method(
             rule=rule,
             schema=create_model(name, __config__=ConfigDict(extra="forbid"), **fields),
             rank_bound=rank_bound,
-            definition=definition,
+            definition=definition or _untruncated(rule),
             default_scale=default_scale,
             normalize=normalize,
             allocation=allocation,
             packed=packed,
             equal_weights=equal_weights,
             equal_ranks=equal_ranks,
+            most_adapters=most_adapters,
             exceptions=exceptions,
         )
         return rule
