@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -143,6 +144,16 @@ def test_one_adapter_is_pruned_to_a_lower_rank() -> None:
     wanted = dense(pairs, [1.0])
     least = float(torch.linalg.svdvals(wanted)[2:].norm())
     assert least <= float((found - wanted).norm())
+
+
+def test_units_that_are_orthogonal_have_signs_of_their_own() -> None:
+    """No inner product says with which sign they join a cluster; the inputs' signs must not."""
+    pairs = make_pairs(0, 1, 1, [1, 1, 1, 1])
+    one, _ = lego(pairs, [1.0] * 4)
+    for signs in itertools.product((1, -1), repeat=4):
+        flipped = [(sign * B, sign * A, s) for (B, A, s), sign in zip(pairs, signs)]
+        other, _ = lego(flipped, [1.0] * 4)
+        assert close(one, other, size_of(pairs, [1.0] * 4)), signs
 
 
 def test_auto_takes_the_fewest_clusters_that_explain_enough() -> None:

@@ -37,6 +37,7 @@ class Units:
         gram_b: (m, R, R) inner products of the b halves.
         gram_a: (m, R, R) inner products of the a halves.
         weights: (m, R) size of the weight of the unit's adapter; 0 for units that are zero.
+        signs: (m, R) 1 or -1; with it, the entries of the b half have a positive sum.
         rank: Mean rank of the adapters with a weight.
     """
 
@@ -45,6 +46,7 @@ class Units:
     gram_b: Tensor
     gram_a: Tensor
     weights: Tensor
+    signs: Tensor
     rank: float
 
     def module(self, i: int) -> Units:
@@ -56,6 +58,7 @@ class Units:
             self.gram_b[one],
             self.gram_a[one],
             self.weights[one],
+            self.signs[one],
             self.rank,
         )
 
@@ -79,12 +82,15 @@ def units_of(stack: Stack, gauge: Gauge) -> Units:
     to_b = torch.where(alive, fold.sign() * half / torch.where(alive, norm_b, 1.0), 0.0)
     to_a = torch.where(alive, half / torch.where(alive, norm_a, 1.0), 0.0)
     present = [r for r, w in zip(stack.ranks, stack.weights, strict=True) if w != 0]
+    left = left * to_b[:, None, :]
+    sums = stack.B.sum(1)[:, None].to(left.device, left.dtype)
     return Units(
-        left * to_b[:, None, :],
+        left,
         right * to_a[:, :, None],
         gram_b * to_b[:, :, None] * to_b[:, None, :],
         gram_a * to_a[:, :, None] * to_a[:, None, :],
         torch.where(alive, weights, 0.0),
+        sign_of(sums @ left)[:, 0],
         sum(present) / len(present) if present else 1.0,
     )
 
@@ -158,8 +164,12 @@ def clustered(
     busy = (pool > k).nonzero()[:, 0]
     if len(busy):
         some = order[busy]
+        # Orthogonal units join a cluster with the sign they have, so it must be their own and
+        # not that of the inputs.
+        own = units.signs[busy] if align else torch.ones_like(units.signs[busy])
+        gram = gram[busy] * own[:, :, None] * own[:, None, :]
         found = cluster(
-            gram[busy].gather(1, some[:, :, None].expand(-1, -1, R)).gather(
+            gram.gather(1, some[:, :, None].expand(-1, -1, R)).gather(
                 2, some[:, None, :].expand(-1, R, -1)
             ),
             units.weights[busy].gather(1, some),
@@ -169,7 +179,7 @@ def clustered(
             align=align,
         )  # fmt: skip
         labels[busy] = torch.empty_like(some).scatter_(1, some, found.labels)
-        signs[busy] = torch.empty_like(found.signs).scatter_(1, some, found.signs)
+        signs[busy] = own * torch.empty_like(found.signs).scatter_(1, some, found.signs)
         inertia[busy] = found.inertia
     return Clusters(labels, signs, inertia), tuple(min(k, max(1, n)) for n in pool.tolist())
 
