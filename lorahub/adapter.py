@@ -214,7 +214,8 @@ class Reference:
     """A reference as a user types it, parsed but not resolved.
 
     ``owner/name[@revision]`` and ``hf://owner/name[@revision]`` mean the Hub, a path that
-    starts with ``.``, ``/`` or ``~`` a folder, everything else a catalog name or id.
+    starts with ``.``, ``/`` or ``~`` a folder, ``FILE.mos#NAME`` a member of a pack, everything
+    else a catalog name or id.
     ``owner/name`` may also be a catalog name or an existing folder; resolving decides.
 
     Attributes:
@@ -223,6 +224,8 @@ class Reference:
         revision: What stood behind ``@``, else None.
         is_path: Whether it can only be a folder.
         is_hub: Whether it can only be a Hub repository (``hf://``).
+        pack: Path of a pack file, for a member of one (``FILE.mos#NAME``), else None.
+        member: Name of that member, else None.
     """
 
     text: str
@@ -230,7 +233,10 @@ class Reference:
     revision: str | None = None
     is_path: bool = False
     is_hub: bool = False
+    pack: str | None = None
+    member: str | None = None
 
+    _PACK = re.compile(r"(?P<file>.+\.mos)(?:#(?P<member>.+))?\Z", re.DOTALL)
     _HUB = re.compile(
         r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<rev>[\w./-]+))?\Z", re.ASCII
     )
@@ -238,6 +244,9 @@ class Reference:
     @classmethod
     def parse(cls, text: str) -> Reference:
         """Parse one reference; never fails, since any other text may be a catalog name."""
+        packed = cls._PACK.match(text)
+        if packed is not None:
+            return cls(text, pack=packed["file"], member=packed["member"])
         if text.startswith(("/", "./", "../", "~")) or text in {".", ".."}:
             return cls(text, is_path=True)
         is_hub = text.startswith("hf://")

@@ -29,6 +29,8 @@ def get(catalog: Catalog, text: str) -> Adapter:
 
 def find(catalog: Catalog, reference: Reference) -> Adapter | None:
     """As `get`, from a parsed reference; None where nothing goes by it."""
+    if reference.pack is not None:
+        return None
     if reference.is_path:
         return catalog.by_folder(Path(reference.text).expanduser().absolute())
     if not reference.is_hub and (named := catalog.by_name(reference.text)):

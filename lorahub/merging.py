@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lorahub import formats
-from lorahub.adapter import Adapter, Origin, Source
+from lorahub.adapter import Adapter, AdapterInfo, Origin, Source
 from lorahub.config import Config
 from lorahub.errors import (
     ConflictError,
@@ -23,11 +23,19 @@ from lorahub.errors import (
 from lorahub.events import Listener, Warned
 from lorahub.integrity import check_unchanged, file_sha256
 from lorahub.output import check_name, new_folder
-from lorahub.record import FILE_NAME, RECIPE_NAME, Parent, Record, Verification
+from lorahub.record import (
+    FILE_NAME,
+    PACK_NAME,
+    RECIPE_NAME,
+    Packed,
+    Parent,
+    Record,
+    Verification,
+)
 from store import Catalog, RunDraft
 
 if TYPE_CHECKING:
-    from lorahub.engine.plan import Plan
+    from lorahub.engine.plan import PackTarget, Plan
     from lorahub.engine.run import MergedModule
     from lorahub.recipe import Recipe
 
@@ -68,6 +76,7 @@ def plan_for(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
         normalize=recipe.normalize,
         allocate=recipe.allocate,
         budget=recipe.budget,
+        pack=recipe.pack,
         dtype=recipe.dtype,
         seed=recipe.seed,
         base_model=recipe.base,
@@ -198,6 +207,14 @@ class Merger:
             plan, weights, info.modules, reports=reports, workers=workers, listener=listener
         )
         _require(check, name)
+        packed = None
+        if plan.pack:
+            packed = _pack(folder, name, info, plan.pack, listener)
+            info = formats.inspect(folder)
+            ranks = {m.name: m.rank for m in info.modules}
+            check = verify(plan, weights, info.modules, reports=reports, workers=workers)
+            # What the method made was verified above; from here on, that nothing else changes it.
+            check = replace(check, tolerance=1.001 * check.worst_error + check.tolerance)
         record = Record(
             digest=digest,
             lorahub=LORAHUB_VERSION,
@@ -207,6 +224,7 @@ class Merger:
             normalize=bool(plan.normalize),
             allocate=plan.budget.rule if plan.budget else None,
             budget=plan.budget.parameters if plan.budget else None,
+            packed=packed,
             seed=plan.seed,
             dtype=plan.dtype,
             base_model=plan.base_model,
@@ -259,6 +277,7 @@ class Merger:
         check_unchanged(adapter)
         if record.weights_sha256 != adapter.info.weights_sha256:
             raise IntegrityError(f"the weights of '{adapter.name}' are not those of its record")
+        _check_pack(adapter, record)
         parents = [self._parent(parent) for parent in record.parents]
         for parent in parents:
             check_unchanged(parent)
@@ -272,6 +291,7 @@ class Merger:
             normalize=record.normalize,
             allocate=record.allocate,  # type: ignore[arg-type]  # make_plan wrote it
             budget=record.budget,
+            pack=_asked(record.packed),
             dtype=record.dtype,
             seed=record.seed,
             base_model=record.base_model,
@@ -283,6 +303,8 @@ class Merger:
             reports=record.reports,
             listener=listener,
         )
+        if record.packed:
+            check = replace(check, tolerance=record.verification.tolerance)
         _require(check, adapter.name)
         return check
 
@@ -295,6 +317,53 @@ class Merger:
                 hint=f"pull it again: `lorahub pull {where}`",
             )
         return found[0]
+
+
+def _pack(
+    folder: Path, name: str, info: AdapterInfo, target: PackTarget, listener: Listener
+) -> Packed:
+    """Pack the adapter in ``folder`` beside itself, and put what it decodes to in its place."""
+    from lorahub import packing
+
+    pack = folder / PACK_NAME
+    found = packing.pack(
+        [packing.PackInput(name, folder, info)],
+        pack,
+        ratio=target.ratio,
+        bytes_budget=target.limit,
+        listener=listener,
+    )
+    for replaced in (info.weights_file, formats.peft.CONFIG_NAME):
+        (folder / replaced).unlink()
+    packing.unpack(pack, name, folder)
+    (member,) = found.members
+    return Packed(
+        target.ratio,
+        target.limit,
+        found.bytes,
+        file_sha256(pack),
+        member.codec,
+        member.error,
+        member.worst_error,
+        tuple((c.codec, c.bytes, c.error) for c in member.table),
+    )
+
+
+def _asked(pack: Packed | PackTarget | None) -> float | str | None:
+    """How small a pack was asked to be, as a recipe says it."""
+    return (pack.ratio or f"{pack.limit} bytes") if pack else None
+
+
+def _check_pack(adapter: Adapter, record: Record) -> None:
+    """Raise IntegrityError unless the pack beside the weights is the one that was made."""
+    if record.packed is None:
+        return
+    path = adapter.origin.folder / PACK_NAME
+    if not path.is_file() or file_sha256(path) != record.packed.sha256:
+        raise IntegrityError(
+            f"{path}: is gone, or is not the pack that was made",
+            hint="merge again from the recipe beside it",
+        )
 
 
 def _is_result_of(record: Record, plan: Plan) -> bool:
@@ -348,6 +417,7 @@ def _pinned(plan: Plan, name: str) -> Recipe:
         normalize=plan.normalize,
         allocate=plan.budget.rule if plan.budget else None,
         budget=plan.budget.parameters if plan.budget else None,
+        pack=_asked(plan.pack),
         dtype=plan.dtype,  # type: ignore[arg-type]  # one of the three by construction
         seed=plan.seed,
         base=plan.base_model,

@@ -11,17 +11,18 @@ from lorahub.adapter import Adapter
 from lorahub.errors import UnsupportedAdapterError, UsageError
 from lorahub.integrity import file_sha256
 from lorahub.output import new_folder
-from lorahub.record import FILE_NAME, RECIPE_NAME
+from lorahub.record import FILE_NAME, PACK_NAME, RECIPE_NAME
 
 
 def publishable(adapter: Adapter) -> tuple[Path, ...]:
-    """The files of an adapter worth handing on: weights, config, card, record, recipe."""
+    """The files of an adapter worth handing on: weights, config, card, record, recipe, pack."""
     names = (
         adapter.info.weights_file,
         formats.peft.CONFIG_NAME,
         "README.md",
         FILE_NAME,
         RECIPE_NAME,
+        PACK_NAME,
     )
     return tuple(p for n in names if (p := adapter.origin.folder / n).is_file())
 

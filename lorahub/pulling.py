@@ -89,6 +89,8 @@ class Puller:
         self, text: str, hub: Hub, all_files: bool, allow_pickle: bool, listener: Listener
     ) -> Origin:
         reference = Reference.parse(text)
+        if reference.pack is not None:
+            return Origin(Source.FOLDER, self._unpacked(reference))
         if reference.is_path or is_folder(reference):
             folder = Path(text).expanduser().absolute()
             if not folder.is_dir():
@@ -112,6 +114,28 @@ class Puller:
             reference.revision,
             hub.endpoint,
         )
+
+    def _unpacked(self, reference: Reference) -> Path:
+        """The folder, in the data folder, that a member of a pack was unpacked to."""
+        from lorahub import packing
+        from lorahub.packs import folder_name
+
+        assert reference.pack is not None
+        path = Path(reference.pack).expanduser().absolute()
+        if not path.is_file():
+            raise NotFoundError(f"there is no pack {path}")
+        if reference.member is None:
+            names = ", ".join(m.name for m in packing.read_info(path).members[:8])
+            raise UsageError(
+                f"{path}: is a pack of several adapters",
+                hint=f"name one as {reference.pack}#NAME; it has {names}",
+            )
+        key = file_sha256(path)[:16]
+        target = self._config.home / "unpacked" / key / folder_name(reference.member)
+        if not target.exists():
+            with new_folder(target, self._config.home / "locks") as partial:
+                packing.unpack(path, reference.member, partial)
+        return target
 
     def _register(
         self, origin: Origin, name: str | None, *, allow_pickle: bool, stopped: Event

@@ -56,6 +56,7 @@ class Recipe(_Strict):
     normalize: bool | None = None
     allocate: Literal["welore", "energy", "relative", "uniform"] | None = None
     budget: str | float | None = None
+    pack: str | float | None = None
     dtype: Literal["F32", "F16", "BF16"] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     base: str | None = None

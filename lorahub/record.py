@@ -16,6 +16,7 @@ from lorahub.errors import IntegrityError
 
 FILE_NAME = "lorahub.json"
 RECIPE_NAME = "recipe.yaml"
+PACK_NAME = "adapter.mos"
 FORMAT_VERSION = 1
 
 
@@ -57,7 +58,8 @@ class Verification:
         truncation: Distance of the written deltas from the exact weighted sum, relative to it.
         retained: Per parent, the share (0..1) of its squared norm that lies in the column and
             row spaces of the result.
-        tolerance: What ``worst_error`` may be at most, for the dtype written.
+        tolerance: What ``worst_error`` may be at most: for the dtype written, or what packing
+            was found to cost.
     """
 
     error: float
@@ -74,6 +76,31 @@ class Verification:
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """The pack beside a merged adapter, whose decoding the weights are.
+
+    Attributes:
+        ratio: How many times smaller than in bfloat16 was asked for, or None.
+        limit: How many bytes were allowed, or None where a ratio was asked for.
+        bytes: Bytes of the pack.
+        sha256: sha256 (hex) of the pack.
+        codec: What it was coded with.
+        error: Relative Frobenius error of the packed deltas, over all modules.
+        worst_error: That of the worst single module.
+        tried: What each other code would have given: name, bytes, error.
+    """
+
+    ratio: float | None
+    limit: int | None
+    bytes: int
+    sha256: str
+    codec: str
+    error: float
+    worst_error: float
+    tried: tuple[tuple[str, int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """Everything needed to understand, check and repeat a merge.
 
@@ -86,6 +113,7 @@ class Record:
         normalize: Whether all adapters were given the same norm first.
         allocate: Rule that distributed the budget over the modules, or None without one.
         budget: Most parameters the result was allowed, or None.
+        packed: The pack beside the weights, or None.
         seed: Seed of all random choices.
         dtype: safetensors dtype name of the written factors.
         base_model: Base model of the result, or None where its name is not known.
@@ -106,6 +134,7 @@ class Record:
     normalize: bool
     allocate: str | None
     budget: int | None
+    packed: Packed | None
     seed: int
     dtype: str
     base_model: str | None
@@ -138,6 +167,9 @@ class Record:
                     hint="upgrade lorahub to read it",
                 )
             body["parents"] = tuple(Parent(**p) for p in body["parents"])
+            if body["packed"] is not None:
+                body["packed"]["tried"] = tuple(tuple(t) for t in body["packed"]["tried"])
+                body["packed"] = Packed(**body["packed"])
             check = body["verification"]
             check["retained"] = tuple(check["retained"])
             body["verification"] = Verification(**check)

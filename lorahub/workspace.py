@@ -170,7 +170,7 @@ class Workspace:
 
     def _source(self, text: str, listener: Listener) -> Adapter:
         reference = Reference.parse(text)
-        if not (reference.is_path or is_folder(reference)):
+        if not (reference.is_path or reference.pack or is_folder(reference)):
             found = find(self.catalog, reference)
             if found is not None:
                 return found
@@ -310,7 +310,7 @@ class Workspace:
         adapters = [self._source(r, listener) for r in references]
         for adapter in adapters:
             check_unchanged(adapter)
-        return packs.pack(
+        found = packs.pack(
             adapters,
             out,
             ratio=ratio,
@@ -320,6 +320,9 @@ class Workspace:
             force=force,
             listener=listener,
         )
+        for adapter in adapters:
+            self.catalog.record_export(adapter.id, found.path, "mos")
+        return found
 
     def unpack(
         self, file: Path, name: str | None = None, folder: Path | None = None

@@ -41,7 +41,7 @@ from store.models import (
     run_table,
 )
 from store.session import is_new, locked, open_engine, translated
-from store.values import AdapterFilter, AdapterSummary, ParentLink, Push, Run, RunDraft
+from store.values import AdapterFilter, AdapterSummary, Export, ParentLink, Push, Run, RunDraft
 
 # Each is the whole of an index, whose entries end with the id: no listing has to sort.
 SORTS: Mapping[str, tuple[str, ...]] = {
@@ -343,6 +343,14 @@ class Catalog:
         values = {"folder": str(folder), "format": format_name, "created_at": _now()}
         with self._write() as connection:
             connection.execute(insert(export_table).values(adapter_id=adapter_id, **values))
+
+    def exports(self, adapter_id: int) -> tuple[Export, ...]:
+        """Copies of an adapter in folders and packs, oldest first."""
+        columns = [export_table.c[f.name] for f in fields(Export)]
+        where = export_table.c.adapter_id == adapter_id
+        query = select(*columns).where(where).order_by(export_table.c.id)
+        with self._read() as connection:
+            return tuple(Export(**row) for row in connection.execute(query).mappings())
 
     def record_push(
         self, adapter_id: int, repo_id: str, endpoint: str | None, revision: str, url: str

@@ -87,6 +87,15 @@ class ParentLink:
 
 
 @dataclass(frozen=True, slots=True)
+class Export:
+    """One copy of an adapter elsewhere: ``folder`` is a folder, or the file of a pack."""
+
+    folder: str
+    format: str
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
 class Push:
     """One publication on a Hub."""
 

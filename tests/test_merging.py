@@ -9,11 +9,20 @@ from typing import Any
 import pytest
 
 import lorahub
-from lorahub.errors import ConflictError, StorageError
+from lorahub.errors import (
+    ConflictError,
+    IntegrityError,
+    InvalidRecipeError,
+    LorahubError,
+    NotFoundError,
+    StorageError,
+)
 from lorahub.merging import Merged
+from lorahub.publishing import publishable
 from lorahub.record import Record
 from lorahub.workspace import Workspace
 from tests.conftest import EXAMPLES
+from tests.test_engine import deltas, distance
 
 NAMES = ("languages", "packages", "manuals")
 
@@ -95,3 +104,90 @@ def test_the_record_keeps_the_normalising_factors(workspace: Workspace) -> None:
     assert len(set(factors)) == 3
     assert merged.record.normalize
     assert not merge(workspace, "svd", parameters={"rank": 4}, force=True).record.normalize
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "most"),
+    [
+        ("mos", {}, 4.0),
+        ("mos", {"pack": "60 kB", "parameters": {"rank": 12}}, None),
+        ("lego", {"pack": 8, "parameters": {"rank": 16}}, 8.0),
+        ("svd", {"pack": 300, "parameters": {"rank": 4}}, 300.0),
+    ],
+)
+def test_a_packed_merge_is_what_its_pack_decodes_to(
+    workspace: Workspace, method: str, options: dict[str, Any], most: float | None, tmp_path: Path
+) -> None:
+    merged = merge(workspace, method, **options)
+    folder, packed = merged.adapter.origin.folder, merged.record.packed
+    assert packed is not None
+    assert packed.bytes == (folder / "adapter.mos").stat().st_size
+    plain = merge(workspace, method, **(options | {"pack": 1.0001, "output": {"name": "plain"}}))
+    if most is None:
+        assert packed.bytes <= 60_000
+    else:
+        assert packed.bytes <= 2 * plain.adapter.info.parameters / most
+    # The error that the record states is that between the result without and with the pack.
+    body = {"sources": [{"adapter": n} for n in NAMES], "output": {"name": "whole"}}
+    given = {k: v for k, v in options.items() if k != "pack"}
+    name = "svd" if method == "mos" else method
+    whole = workspace.merge(lorahub.make_recipe({"method": name, **body, **given}))
+    exact, found = deltas(whole.adapter.origin.folder), deltas(folder)
+    assert distance(found, exact) == pytest.approx(packed.error, rel=1e-3)
+    assert all(error >= packed.error for _, _, error in packed.tried)
+    workspace.unpack(folder / "adapter.mos", "m", tmp_path / "unpacked")
+    assert (tmp_path / "unpacked" / "adapter_model.safetensors").read_bytes() == (
+        folder / "adapter_model.safetensors"
+    ).read_bytes()
+    assert workspace.verify("m") == merged.record.verification
+    assert merge(workspace, method, **options).state == "unchanged"
+    recipe = lorahub.load_recipe(folder / "recipe.yaml")
+    assert workspace.merge(recipe).state == "unchanged"
+    assert "adapter.mos" in {f.name for f in publishable(merged.adapter)}
+    pack = folder / "adapter.mos"
+    pack.write_bytes(pack.read_bytes()[:-1] + b"x")
+    with pytest.raises(IntegrityError, match=r"adapter\.mos"):
+        workspace.verify("m")
+
+
+@pytest.mark.parametrize(
+    ("pack", "message"),
+    [(0.5, "no ratio above 1"), ("tiny", "cannot be read"), ("100 bytes", "do not fit")],
+)
+def test_packs_that_cannot_be(workspace: Workspace, pack: object, message: str) -> None:
+    with pytest.raises(LorahubError, match=message):
+        merge(workspace, "mos", pack=pack)
+    with pytest.raises(NotFoundError):
+        workspace.get("m")
+    with pytest.raises(InvalidRecipeError, match="F32"):
+        merge(workspace, "mos", dtype="BF16")
+
+
+def test_members_of_a_pack_are_references(workspace: Workspace, tmp_path: Path) -> None:
+    pack = tmp_path / "all.mos"
+    workspace.pack(list(NAMES), pack)
+    (export,) = workspace.catalog.exports(workspace.get("languages").id)
+    assert (export.folder, export.format) == (str(pack), "mos")
+    body = {
+        "method": "svd",
+        "parameters": {"rank": 4},
+        "sources": [{"adapter": f"{pack}#languages"}, {"adapter": f"{pack}#manuals"}],
+        "output": {"name": "m"},
+    }
+    merged = workspace.merge(lorahub.make_recipe(body))
+    direct = body | {
+        "sources": [{"adapter": "languages"}, {"adapter": "manuals"}],
+        "output": {"name": "n"},
+    }
+    assert (
+        workspace.merge(lorahub.make_recipe(direct)).record.weights_sha256
+        == merged.record.weights_sha256
+    )
+    assert workspace.pull([f"{pack}#languages"])[0].state == "up to date"
+    (whole,) = workspace.pull([str(pack)])
+    assert whole.error is not None
+    assert "languages, packages, manuals" in (whole.error.hint or "")
+    (missing,) = workspace.pull([f"{pack}#nobody"])
+    assert isinstance(missing.error, NotFoundError)
+    (gone,) = workspace.pull([f"{tmp_path}/gone.mos#x"])
+    assert isinstance(gone.error, NotFoundError)

@@ -180,6 +180,7 @@ def show(reference: Ref, as_json: sink.Json = False) -> None:
         if as_json:
             body = sink.plain(adapter)
             body["content_hash"] = info.content_hash
+            body["exports"] = sink.plain(workspace.catalog.exports(adapter.id))
             body["parents"], body["children"] = sink.plain(parents), list(children)
             sink.print_json(body)
             return
@@ -204,6 +205,8 @@ def show(reference: Ref, as_json: sink.Json = False) -> None:
             ("method", adapter.method),
             ("merged into", ", ".join(children)),
         ]
+        exports = workspace.catalog.exports(adapter.id)
+        facts += [("exported to", f"{e.folder} ({e.format})") for e in exports]
         facts += [("not mergeable", r.message) for r in info.refusals]
         facts += [("warning", w) for w in info.warnings]
         sink.print_table(("field", "value"), [f for f in facts if f[1]])

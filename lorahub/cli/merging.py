@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lorahub.engine.plan import Plan
     from lorahub.methods.registry import Method
     from lorahub.recipe import Recipe
+    from lorahub.record import Record
 
 
 def compare(
@@ -83,6 +84,10 @@ def merge(
         str | None,
         typer.Option("--allocate", help="Who gets the budget: relative, energy, welore, uniform."),
     ] = None,
+    pack: Annotated[
+        str | None,
+        typer.Option("--pack", help="Pack the result: times smaller than bfloat16 (8), or 40MB."),
+    ] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("-p", "--parameter", help="NAME=VALUE of the method.")
     ] = None,
@@ -113,6 +118,7 @@ def merge(
             "normalize": normalize,
             "budget": budget,
             "allocate": allocate,
+            "pack": pack,
             "dtype": dtype,
             "seed": seed,
             "base": base,
@@ -151,11 +157,20 @@ def merge(
                     ("modules", record.modules),
                     ("rank", record.rank),
                     ("dtype", record.dtype),
+                    *_packed(record),
                     ("error", f"{check.error:.1e} (allowed {check.tolerance:.0e})"),
                     ("truncation", f"{check.truncation:.2%}"),
                     ("kept", ", ".join(f"{k:.1%}" for k in check.retained)),
                 ),
             )
+
+
+def _packed(record: Record) -> list[tuple[str, str]]:
+    if record.packed is None:
+        return []
+    pack = record.packed
+    others = ", ".join(f"{codec} {error:.3f}" for codec, _, error in pack.tried)
+    return [("pack", f"{sink.size(pack.bytes)}, {pack.codec}, error {pack.error:.3f} ({others})")]
 
 
 def _rank(text: str | None) -> int | str | None:
@@ -238,6 +253,7 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         "normalize": plan.normalize,
         "budget": plan.budget and plan.budget.parameters,
         "allocate": plan.budget and plan.budget.rule,
+        "pack": plan.pack and (plan.pack.ratio or f"{plan.pack.limit} bytes"),
         "dtype": plan.dtype,
         "seed": plan.seed,
         "base_model": plan.base_model,

@@ -21,7 +21,7 @@ from lorahub.errors import (
     InvalidRecipeError,
     UnsupportedAdapterError,
 )
-from lorahub.kernels.allocation import Rule, parse_budget
+from lorahub.kernels.allocation import Rule, parse_budget, parse_bytes
 from lorahub.methods.registry import Method
 
 try:
@@ -96,6 +96,19 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class PackTarget:
+    """How small a packed result must be; exactly one is given.
+
+    Attributes:
+        ratio: Times smaller than its parameters in bfloat16.
+        limit: Bytes that it may have.
+    """
+
+    ratio: float | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A merge with everything resolved and checked.
 
@@ -109,6 +122,7 @@ class Plan:
             norms and ranks differ, once they are known.
         factors: Per adapter, what it was multiplied by for that; empty before they are known.
         budget: Budget of parameters that ranks are distributed under, or None.
+        pack: How small the result is packed, or None.
         seed: Seed of all random choices.
         dtype: safetensors dtype name of the result.
         base_model: Base model to state in the result, or None where nobody knows it.
@@ -128,6 +142,7 @@ class Plan:
     normalize: bool | None
     factors: tuple[float, ...]
     budget: Budget | None
+    pack: PackTarget | None
     seed: int
     dtype: str
     base_model: str | None
@@ -182,6 +197,7 @@ class Plan:
             "scale": self.scale,
             "normalize": self.normalize,
             "budget": self.budget and asdict(self.budget),
+            "pack": self.pack and asdict(self.pack),
             "seed": self.seed,
             "dtype": self.dtype,
             "base_model": self.base_model,
@@ -199,6 +215,7 @@ def make_plan(
     normalize: bool | None = None,
     allocate: Rule | None = None,
     budget: str | float | None = None,
+    pack: str | float | None = None,
     dtype: str | None = None,
     seed: int = 0,
     base_model: str | None = None,
@@ -217,7 +234,10 @@ def make_plan(
             default, or ``relative``.
         budget: Size of the result, as `lorahub.kernels.allocation.parse_budget` reads it; None
             leaves the ranks to the method.
-        dtype: ``F32``, ``F16`` or ``BF16``; None takes the sources' common dtype, or F32.
+        pack: How small the result is packed: a ratio to bfloat16 (8), or bytes (``40MB``); None
+            takes the method's default, mostly not at all.
+        dtype: ``F32``, ``F16`` or ``BF16``; None takes the sources' common dtype, or F32. A
+            packed result is what its pack decodes to, in F32.
         seed: Seed of all random choices.
         base_model: Base model to state; needed where the sources disagree or name none.
 
@@ -240,7 +260,8 @@ def make_plan(
     notes = _coverage(adapters, members)
     modules = _plan_modules(members, method, filled)
     _check_rank(filled.get("rank"), members, notes)
-    dtype = dtype or _common_dtype(members)
+    target = _pack_target(pack if pack is not None else method.packed, dtype)
+    dtype = "F32" if target else dtype or _common_dtype(members)
     infos = [a.info for a in adapters]
     config_of = [dict(i.config) for i in infos]
     orientations = {bool(c.get("fan_in_fan_out")) for c in config_of}
@@ -259,6 +280,7 @@ def make_plan(
         normalize=method.normalize if normalize is None else normalize,
         factors=(),
         budget=_budget(modules, method, allocate, budget, dtype, filled),
+        pack=target,
         seed=seed,
         dtype=dtype,
         base_model=base,
@@ -463,6 +485,26 @@ def _budget(
         width_total=sum(widths),
     )
     return Budget(most, allocate or method.allocation or DEFAULT_RULE)
+
+
+def _pack_target(pack: str | float | None, dtype: str | None) -> PackTarget | None:
+    if pack is None:
+        return None
+    if dtype not in {None, "F32"}:
+        raise InvalidRecipeError(
+            f"a packed result is written in F32, as its pack decodes, not in {dtype}",
+            hint="drop the dtype",
+        )
+    try:
+        ratio = float(pack)
+    except ValueError:
+        return PackTarget(limit=parse_bytes(str(pack)))
+    if not 1 < ratio < math.inf:
+        raise InvalidRecipeError(
+            f"pack '{pack}' is no ratio above 1",
+            hint="give how many times smaller than in bfloat16 (8), or bytes (40MB)",
+        )
+    return PackTarget(ratio=ratio)
 
 
 def _common_dtype(members: _Members) -> str:

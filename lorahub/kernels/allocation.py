@@ -258,6 +258,21 @@ def parse_budget(
     return int(parameters)
 
 
+def parse_bytes(text: str) -> int:
+    """A number of bytes as a user writes it: ``40MB``, ``512KiB``, ``9000 bytes``.
+
+    Raises:
+        InvalidRecipeError: It cannot be read.
+    """
+    match = _BUDGET.fullmatch(text.strip())
+    unit = (match["unit"] or "").lower() if match else ""
+    if match is None or match["rank"] or unit not in _BYTES:
+        raise InvalidRecipeError(
+            f"size '{text}' cannot be read", hint="write it with a unit: 40MB, 512KiB, 9000 bytes"
+        )
+    return int(Decimal(match["number"]) * _BYTES[unit])
+
+
 def _unreadable(text: object) -> InvalidRecipeError:
     return InvalidRecipeError(
         f"budget '{text}' cannot be read",

@@ -56,6 +56,8 @@ class Method:
         normalize: Whether adapters get equal norms first, when nothing is asked for; None
             leaves it to how much their norms and ranks differ.
         allocation: Rule that distributes a budget over the modules, for methods that need one.
+        packed: How many times smaller than in bfloat16 the result is packed when nothing is
+            asked for; None packs it only when asked.
         equal_weights: Whether weights come from the method and may not be given.
         equal_ranks: Whether all members of a module must have the same rank.
         most_adapters: Largest number of adapters it can merge, or None.
@@ -74,6 +76,7 @@ class Method:
     default_scale: Callable[[int], float]
     normalize: bool | None
     allocation: Rule | None
+    packed: float | None
     equal_weights: bool
     equal_ranks: bool
     most_adapters: int | None
@@ -153,6 +156,7 @@ def method(
     default_scale: Callable[[int], float] = unit_scale,
     normalize: bool | None = False,
     allocation: Rule | None = None,
+    packed: float | None = None,
     equal_weights: bool = False,
     equal_ranks: bool = False,
     most_adapters: int | None = None,
@@ -184,6 +188,7 @@ def method(
             default_scale=default_scale,
             normalize=normalize,
             allocation=allocation,
+            packed=packed,
             equal_weights=equal_weights,
             equal_ranks=equal_ranks,
             most_adapters=most_adapters,
