@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,8 +29,9 @@ def main() -> None:
 
     times = []
     for _ in range(21):
+        fresh = replace(stack)  # a stack keeps its Gram matrices
         start = time.process_time()
-        ours = best_approximation(stack, rank=RANK)
+        ours = best_approximation(fresh, rank=RANK).apply(fresh)
         times.append(time.process_time() - start)
     mine = statistics.median(times[1:])
 
