@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -10,13 +11,16 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from docs import make_methods
 from docs.make_cli import commands, render
 from lorahub.cli.main import app
 from lorahub.methods.registry import methods
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_adapter
 from tests.test_cli import call
 
+NAMES = ("law", "medicine")
 README = (ROOT / "README.md").read_text()
 
 
@@ -26,6 +30,22 @@ def test_cli_document_is_current() -> None:
     for verb in ("pull", "ls", "search", "show", "rm", "compare", "merge", "verify", "export",
                  "compress", "push", "methods", "config path", "db check", "version"):  # fmt: skip
         assert f"lorahub {verb}" in {name for name, _ in commands(app)}
+
+
+def test_methods_document_is_current() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text()
+    assert text == make_methods.render(), "run `python -m docs.make_methods`"
+
+
+def test_the_examples_of_methods_are_commands(home: Path, tmp_path: Path) -> None:
+    modules = {f"layers.{i}.q": (48, 40, 16) for i in range(2)}
+    folders = [write_adapter(tmp_path / n, modules, seed=i) for i, n in enumerate(NAMES)]
+    runner = CliRunner()
+    assert runner.invoke(app, ["pull", *map(str, folders)]).exit_code == 0
+    for method in methods().values():
+        words = shlex.split(make_methods.example(method))
+        done = runner.invoke(app, [*words[1:], "--dry-run"])
+        assert done.exit_code == 0, (words, done.output)
 
 
 def test_readme_names_every_method() -> None:
