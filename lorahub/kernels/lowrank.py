@@ -15,7 +15,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from lorahub.kernels.stack import Mix, Stack
+from lorahub.kernels.stack import Factors, Mix, Stack
 
 # The Gram matrices are rounded to about 1e-7 of their norm, which the Cholesky factor of nearly
 # dependent columns amplifies. Down to this pivot the truncated sum stays within about 1e-6 of
@@ -74,9 +74,9 @@ def best_approximation(
     return Mix(left, right, ranks, sigma[:, :k], precise=fast is None)
 
 
-def canonical(stack: Stack, mix: Mix) -> Mix:
+def canonical(stack: Stack, mix: Mix | Factors) -> Mix | Factors:
     """The same merged deltas with balanced ranks in order of descending singular values."""
-    if mix.sigma is not None:
+    if mix.sigma is not None or isinstance(mix, Factors):
         return mix
     k = min(mix.left.shape[-1], stack.B.shape[1], stack.A.shape[2])
     left, right, sigma = _by_whitening(stack, mix.matrix(), k)
