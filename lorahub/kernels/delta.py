@@ -229,9 +229,9 @@ def _converged(captured: list[float], energy: float) -> bool:
     left = max(0.0, energy - captured[-1])
     if left <= _ROUNDING * energy or not gains:
         return left <= _ROUNDING * energy
-    # Gains shrink at least geometrically.
-    ratio = gains[-1] / gains[-2] if len(gains) > 1 and gains[-2] > 0 else 1.0
-    predicted = gains[-1] * (ratio / (1 - ratio) if ratio < 0.5 else 1.0)
+    # Gains shrink at least geometrically, as a rule ever faster.
+    ratio = gains[-1] / gains[-2] if len(gains) > 1 and gains[-2] > 0 else 0.5
+    predicted = gains[-1] * ratio / (1 - min(ratio, 0.95))
     return predicted <= max(2 * _EXCESS * left, _ROUNDING * energy)
 
 
@@ -242,13 +242,14 @@ def excess_residual(merged: Merged, scale: float, B: Tensor, A: Tensor) -> float
     ‖M - F‖ - ‖M - G‖, where G is the best approximation of rank k to M within a space of rows
     that contains those of F, one power step on them (MᵀM F's rows), and one on random rows from
     a seed of its own: whatever the factors miss of M, and whatever leading direction they never
-    met, that space holds something better. An exact truncation gives 0. G need not be optimal,
-    so the true excess may be larger, by less than one more power step can find.
+    met, that space holds something better. An exact truncation gives 0. G need not be optimal:
+    the true excess may be larger by what further power steps would still find.
 
     Float32 and float64 may decide differently about an element: whether it is above a
-    threshold, or which sign is elected. With e the distance between the merged deltas whose
-    elements lean one way and the other by their rounding, the best approximation of one is, in
-    squared distance from the other, within 2 e ‖F - G‖ of the best: so much is allowed.
+    threshold, or which sign is elected. With d the difference that elements make which lean one
+    way or the other by their rounding, an F that is best for one decision has, for the other, a
+    squared distance within 2 <|F - G|, d> of the best (both are taken element by element): an
+    excess that matters is given so much.
 
     Args:
         merged: The definition, on float64 deltas.
@@ -264,11 +265,9 @@ def excess_residual(merged: Merged, scale: float, B: Tensor, A: Tensor) -> float
     probes = torch.randn(A.shape[1], k + _OVERSAMPLING, generator=generator, dtype=torch.float64)
     V = torch.cat([A.mT, probes], 1)
     back = torch.zeros_like(V)
-    energy = distance = doubt = 0.0
-    other = merged.blocks(-_DOUBT)
-    for rows, block in merged.blocks(_DOUBT):
+    energy = distance = 0.0
+    for rows, block in merged.blocks():
         block.mul_(scale)
-        doubt += float((block - next(other)[1] * scale).square().sum())
         distance += float((block - B[rows] @ A).square().sum())
         energy += float(block.square().sum())
         back.addmm_(block.mT, block @ V)
@@ -276,11 +275,23 @@ def excess_residual(merged: Merged, scale: float, B: Tensor, A: Tensor) -> float
         return math.sqrt(distance)
     Q = _orthonormal(A.mT, A.mT[:, :0])
     Q = torch.cat([Q, _orthonormal(back, Q)], 1)
-    image = torch.cat([block @ Q for _, block in merged.blocks(_DOUBT)]) * scale
+    image = torch.cat([block @ Q for _, block in merged.blocks()]) * scale
     values, vectors = torch.linalg.eigh(image.mT @ image)
-    W = vectors[:, -k:]
     least = max(0.0, energy - float(values[-k:].sum()))
-    left, right = torch.cat([B, -image @ W], 1), torch.cat([A, (Q @ W).mT], 0)
-    apart = max(0.0, float(((left.mT @ left) * (right @ right.mT)).sum()))
-    allowed = 2 * math.sqrt(doubt * apart)
-    return max(0.0, math.sqrt(max(least, distance - allowed)) - math.sqrt(least))
+    excess = math.sqrt(distance) - math.sqrt(least)
+    if excess > _EXCESS * math.sqrt(energy):
+        W = vectors[:, -k:]
+        apart = torch.cat([B, -image @ W], 1), torch.cat([A, (Q @ W).mT], 0)
+        allowed = 2 * abs(scale) * _undecided(merged, *apart)
+        excess = math.sqrt(max(least, distance - allowed)) - math.sqrt(least)
+    return max(0.0, excess)
+
+
+def _undecided(merged: Merged, left: Tensor, right: Tensor) -> float:
+    """The inner product of ``|left @ right|`` with what rounding may change of merged elements."""
+    total = 0.0
+    leaning = zip(merged.blocks(-_DOUBT), merged.blocks(_DOUBT), strict=True)
+    for (rows, block), ((_, less), (_, more)) in zip(merged.blocks(), leaning, strict=True):
+        change = torch.maximum((less - block).abs(), (more - block).abs())
+        total += float((change * (left[rows] @ right).abs()).sum())
+    return total

@@ -154,7 +154,13 @@ def _chances(probability: Tensor) -> tuple[Tensor, Tensor]:
 
 def _ascending(magnitudes: Tensor) -> Tensor:
     """The order of every row, equal ones as they stand."""
-    return torch.argsort(magnitudes, dim=-1, stable=True)
+    if magnitudes.device.type != "cpu" or magnitudes.dtype != torch.float32:
+        return torch.argsort(magnitudes, dim=-1, stable=True)
+    # numpy sorts integers several times faster: the bits of a magnitude above its column.
+    columns = torch.arange(magnitudes.shape[-1])
+    keys = magnitudes.view(torch.int32).long().bitwise_left_shift_(32).bitwise_or_(columns)
+    keys.numpy().sort(axis=-1)
+    return keys.bitwise_and_(0x7FFF_FFFF)
 
 
 def _key(seed: int, stream: int, first: int, count: int, device: torch.device) -> Tensor:
