@@ -53,6 +53,9 @@ def differing(one: Tensor, other: Tensor) -> int:
     return int(((one - other).abs() > 1e-5 * other.abs().max()).sum())
 
 
+FACTORWISE = ["ties", "magnitude_prune", "dare_linear", "dare_ties"]
+
+
 @settings(max_examples=60, deadline=None)
 @given(seed=seeds, ranks=st.lists(st.integers(1, 5), min_size=1, max_size=5),
        density=st.floats(0.05, 0.99), data=st.data(),
@@ -103,6 +106,56 @@ def test_truncated_merges_are_as_near_as_pefts_svd_forms(kind: str, tmp_path: Pa
         mine, peft = float((found - wanted).norm()), float((theirs[name] - wanted).norm())
         assert mine == pytest.approx(peft, rel=1e-5)
         assert float((found - theirs[name]).norm()) <= 1e-3 * float(found.norm())
+
+
+@pytest.mark.parametrize("kind", ["ties", "magnitude_prune"])
+@pytest.mark.parametrize("weights", [[0.5, 1.0, 0.7], [1.0, -0.5, 2.0]])
+def test_factor_wise_forms_are_pefts(kind: str, weights: list[float], tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    modules = {"l.0.q": (48, 40, 4), "l.0.v": (30, 40, 4)}
+    homes = [write_adapter(tmp_path / f"a{i}", modules, seed=i) for i in range(3)]
+    model = PeftModel.from_pretrained(model_for(load(homes[0])), homes[0], adapter_name="a0")
+    for i in (1, 2):
+        model.load_adapter(homes[i], adapter_name=f"a{i}")
+    model.add_weighted_adapter(["a0", "a1", "a2"], weights, "m", combination_type=kind, density=0.3)
+    theirs = peft_deltas(model, "m")
+    method = get(f"{kind}_factors")
+    plan = make_plan([load(h) for h in homes], weights, method, {"density": 0.3})
+    assert plan.scale == 1
+    for name, found in deltas(merge(plan, tmp_path / "out")).items():
+        assert float((found - theirs[name]).norm()) <= 1e-6 * float(found.norm())
+
+
+@pytest.mark.parametrize("kind", FACTORWISE)
+@pytest.mark.parametrize("budget", [None, "rank 2"])
+def test_factor_wise_merges_are_verified_and_keep_a_budget(
+    kind: str, budget: str | None, tmp_path: Path
+) -> None:
+    modules = {"l.0.q": (48, 40, 4), "l.1.q": (48, 40, 4), "l.0.v": (30, 40, 4)}
+    homes = [write_adapter(tmp_path / f"a{i}", modules, seed=i) for i in range(3)]
+    plan = make_plan([load(h) for h in homes], [1, -0.5, 0.2], get(f"{kind}_factors"), {},
+                     budget=budget, scale=0.7)  # fmt: skip
+    out = merge(plan, tmp_path / "out")
+    written = load(out).info.modules
+    if budget:
+        assert sum(m.parameters for m in written) <= 2 * sum(m.d_in + m.d_out for m in written)
+    check = verify(plan, out / "adapter_model.safetensors", written, reports={})
+    assert check.passed, check
+    other = replace(plan, seed=1, parameters={**plan.parameters, "density": 0.4})
+    assert not verify(other, out / "adapter_model.safetensors", written, reports={}).passed
+
+
+def test_factors_are_dropped_with_one_draw_for_each_side() -> None:
+    pairs = make_pairs(2, 40, 30, [4, 4])
+    factors = apply(get("dare_linear_factors"), make_stack(pairs, [1.0, -0.5]), density=0.3)
+    B, A = torch.zeros(40, 4), torch.zeros(4, 30)
+    for place, ((b, a, s), weight) in enumerate(zip(pairs, [1.0, -0.5])):
+        root = (abs(weight) * s) ** 0.5
+        B += root * b * (draws(place, (40, 4), 0) < 0.3) / 0.3
+        A += (-root if weight < 0 else root) * a * (draws(place, (4, 30), 1) < 0.3) / 0.3
+    assert differing(factors.B[0], B) == 0
+    assert differing(factors.A[0], A) == 0
 
 
 @pytest.mark.parametrize("shape", [(30, 20), (400, 300)])
@@ -307,7 +360,7 @@ def test_a_damaged_result_does_not_pass(tmp_path: Path) -> None:
     assert check.worst_module == "l.1.q"
 
 
-@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("name", [*ELEMENTWISE, *(f"{kind}_factors" for kind in FACTORWISE)])
 @pytest.mark.parametrize("density", [0, -0.1, 1.01, float("nan"), "much"])
 def test_a_density_out_of_bounds_is_refused(name: str, density: object) -> None:
     with pytest.raises(InvalidRecipeError, match=f"method '{name}', parameter 'density'"):
@@ -320,7 +373,7 @@ def test_a_rank_above_the_smaller_side_is_refused(tmp_path: Path) -> None:
         make_plan([load(home)], [1], get("ties"), {"rank": 9})
 
 
-@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("name", [*ELEMENTWISE, *(f"{kind}_factors" for kind in FACTORWISE)])
 def test_a_factor_with_nan_is_named(name: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -27,7 +27,8 @@ from lorahub.errors import IntegrityError
 from lorahub.events import Advanced, Listener, PhaseStarted, ignore
 from lorahub.formats.safetensors import TensorFile
 from lorahub.kernels.delta import Merged, excess_residual
-from lorahub.kernels.lowrank import whitened
+from lorahub.kernels.lowrank import factored, whitened
+from lorahub.kernels.stack import Factors, gram
 from lorahub.record import Verification
 
 TOLERANCE = {"F32": 1e-5, "F16": 2e-3, "BF16": 1.6e-2}
@@ -147,9 +148,17 @@ def _deviation(
     known = stack.with_grams(gram_b[None, :R, :R], gram_a[None, :R, :R])
     definition = plan.method.definition(known, [report], plan.parameters)
     found = torch.eye(k, dtype=torch.float64) * written.scaling
+    own_b, own_a = B[0, :, R:] * written.scaling, A[0, R:]
     if isinstance(definition, Merged):
-        own_b, own_a = B[0, :, R:] * written.scaling, A[0, R:]
         excess = excess_residual(definition, plan.scale, own_b, own_a)
+    elif isinstance(definition, Factors):
+        far_b, far_a = definition.B[0] * plan.scale, definition.A[0]
+        one = torch.eye(definition.width, dtype=torch.float64)
+        sigma = factored(gram(far_b.mT[None]), gram(far_a[None]), one)[2][0]
+        both_b, both_a = torch.cat([own_b, -far_b], 1), torch.cat([own_a, far_a])
+        ones = torch.eye(len(both_a), dtype=torch.float64)
+        distance = _norm(both_b.mT @ both_b, ones, both_a @ both_a.mT)
+        excess = max(0.0, distance - float(sigma[k:].square().sum()) ** 0.5)
     else:
         wanted = definition.matrix()[0] * plan.scale
         distance = _norm(gram_b, torch.block_diag(-wanted, found), gram_a)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -150,6 +150,37 @@ def approximated(stack: Stack, rank: int | None, merge: Callable[[Deltas], Merge
     found = [_truncated(module, k, merge) for module in map(stack.module, range(len(stack.B)))]
     B, A, sigma, energy = (torch.stack(parts) for parts in zip(*found, strict=True))
     return Factors(B, A, sigma=sigma, energy=energy)
+
+
+def factorwise(stack: Stack, merge: Callable[[Deltas], Merged]) -> Factors:
+    """The B factors merged among themselves, and the A factors, as if each were a delta.
+
+    Weights times scaling are split over both sides by their root, the sign on A, as in PEFT.
+    Sums are made in float64, whatever the dtype of ``stack``, in which the factors leave.
+
+    Args:
+        stack: m modules, whose members have one rank.
+        merge: What to make of the factors of one side.
+    """
+    device, dtype = stack.B.device, stack.B.dtype
+    if device.type == "mps":
+        stack = stack.to_device(torch.device("cpu"))
+    sides = []
+    for module in map(stack.module, range(len(stack.B))):
+        raw = Deltas.of(replace(module, coefficients=module.unit_weights[None]))
+        starts = [module.ranks[0] * place for place in raw.places]
+        c = [float(module.coefficients[0, start]) for start in starts]
+        root = tuple(math.sqrt(abs(x)) for x in c)
+        signed = tuple(math.copysign(r, x) for r, x in zip(root, c, strict=True))
+        B, A = tuple(b.double() for b in raw.B), tuple(a.double() for a in raw.A)
+        one = (torch.eye(module.ranks[0], dtype=torch.float64, device=stack.B.device),) * len(B)
+        pair = (
+            Deltas(B, one, root, raw.places, raw.seed),
+            Deltas(one, A, signed, raw.places, raw.seed ^ 1),
+        )
+        sides.append([torch.cat([b.clone() for _, b in merge(d).blocks()]) for d in pair])
+    left, right = (torch.stack(side).to(device, dtype) for side in zip(*sides, strict=True))
+    return Factors(left, right)
 
 
 def _truncated(

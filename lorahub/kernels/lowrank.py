@@ -15,7 +15,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from lorahub.kernels.stack import Factors, Mix, Stack
+from lorahub.kernels.stack import Factors, Mix, Stack, gram, products
 
 # The Gram matrices are rounded to about 1e-7 of their norm, which the Cholesky factor of nearly
 # dependent columns amplifies. Down to this pivot the truncated sum stays within about 1e-6 of
@@ -76,8 +76,14 @@ def best_approximation(
 
 def canonical(stack: Stack, mix: Mix | Factors) -> Mix | Factors:
     """The same merged deltas with balanced ranks in order of descending singular values."""
-    if mix.sigma is not None or isinstance(mix, Factors):
+    if mix.sigma is not None:
         return mix
+    if isinstance(mix, Factors):
+        B, A = mix.B.double(), mix.A.double()
+        one = torch.eye(mix.width, dtype=B.dtype, device=B.device)
+        left, right, sigma = factored(gram(B.mT), gram(A), one)
+        B, A = products(B, left), products(right, A)
+        return Factors(B.to(mix.B.dtype), A.to(mix.A.dtype), mix.ranks, sigma)
     k = min(mix.left.shape[-1], stack.B.shape[1], stack.A.shape[2])
     left, right, sigma = _by_whitening(stack, mix.matrix(), k)
     return Mix(left, right, mix.ranks, sigma[:, :k], precise=True, reports=mix.reports)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -9,13 +10,14 @@ from pydantic import Field
 from lorahub.kernels.stack import Factors, Stack
 from lorahub.methods.registry import elementwise, merged_rank, method
 from lorahub.methods.task_arithmetic import shrinking_scale
-from lorahub.methods.ties import MergedRank
+from lorahub.methods.ties import Density, MergedRank
 
 if TYPE_CHECKING:
     from lorahub.kernels.delta import Deltas, Merged
 
 
-def _merged(deltas: Deltas, density: float, outliers: float) -> Merged:
+def merge_elements(deltas: Deltas, density: float, outliers: float) -> Merged:
+    """The weighted sum of the middle bands of the deltas."""
     from lorahub.kernels.delta import Merged
     from lorahub.kernels.elementwise import band, weighted_sum
 
@@ -26,7 +28,7 @@ def _merged(deltas: Deltas, density: float, outliers: float) -> Merged:
     title="Model breadcrumbs",
     paper="Davari & Belilovsky, ECCV 2024, arXiv 2312.06795",
     rank_bound=merged_rank,
-    definition=elementwise(_merged),
+    definition=elementwise(merge_elements),
     default_scale=shrinking_scale,
     exceptions=frozenset({"identity", "sum"}),
 )
@@ -34,9 +36,7 @@ def breadcrumbs(
     stack: Stack,
     *,
     rank: MergedRank = None,
-    density: Annotated[
-        float, Field(gt=0, le=1, description="Share of each delta's elements to keep")
-    ] = 0.9,
+    density: Density = 0.9,
     outliers: Annotated[
         float, Field(ge=0, lt=1, description="Share of largest elements to zero")
     ] = 0.01,
@@ -52,4 +52,4 @@ def breadcrumbs(
     """
     from lorahub.kernels.delta import approximated
 
-    return approximated(stack, rank, lambda deltas: _merged(deltas, density, outliers))
+    return approximated(stack, rank, partial(merge_elements, density=density, outliers=outliers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -19,7 +20,8 @@ RandomDensity = Annotated[
 ]
 
 
-def _merged(deltas: Deltas, density: float) -> Merged:
+def merge_elements(deltas: Deltas, density: float) -> Merged:
+    """The weighted sum of randomly thinned deltas."""
     from lorahub.kernels.delta import Merged
     from lorahub.kernels.elementwise import drop, weighted_sum
 
@@ -30,7 +32,7 @@ def _merged(deltas: Deltas, density: float) -> Merged:
     title="DARE",
     paper="Yu et al., ICML 2024, arXiv 2311.03099",
     rank_bound=merged_rank,
-    definition=elementwise(_merged),
+    definition=elementwise(merge_elements),
     default_scale=shrinking_scale,
     exceptions=frozenset({"cancel", "identity", "order", "sum"}),
 )
@@ -48,4 +50,4 @@ def dare(stack: Stack, *, rank: MergedRank = None, density: RandomDensity = 0.5)
     """
     from lorahub.kernels.delta import approximated
 
-    return approximated(stack, rank, lambda deltas: _merged(deltas, density))
+    return approximated(stack, rank, partial(merge_elements, density=density))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lorahub.kernels.stack import Factors, Stack
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from lorahub.kernels.delta import Deltas, Merged
 
 
-def _merged(deltas: Deltas, density: float, majority_sign: MajoritySign) -> Merged:
+def merge_elements(deltas: Deltas, density: float, majority_sign: MajoritySign) -> Merged:
+    """Randomly thinned deltas, of which those with the elected sign are averaged."""
     from lorahub.kernels.delta import Merged
     from lorahub.kernels.elementwise import disjoint_mean, drop
 
@@ -25,7 +27,7 @@ def _merged(deltas: Deltas, density: float, majority_sign: MajoritySign) -> Merg
     title="DARE with TIES",
     paper="Yu et al., ICML 2024, arXiv 2311.03099; Yadav et al., NeurIPS 2023, arXiv 2306.01708",
     rank_bound=merged_rank,
-    definition=elementwise(_merged),
+    definition=elementwise(merge_elements),
     default_scale=shrinking_scale,
     exceptions=frozenset({"cancel", "identity", "order", "sum"}),
 )
@@ -48,4 +50,5 @@ def dare_ties(
     """
     from lorahub.kernels.delta import approximated
 
-    return approximated(stack, rank, lambda deltas: _merged(deltas, density, majority_sign))
+    merge = partial(merge_elements, density=density, majority_sign=majority_sign)
+    return approximated(stack, rank, merge)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from lorahub.kernels.delta import Deltas, Merged
 
 
-def _merged(deltas: Deltas, density: float, window: float, majority_sign: MajoritySign) -> Merged:
+def merge_elements(
+    deltas: Deltas, density: float, window: float, majority_sign: MajoritySign
+) -> Merged:
+    """Deltas thinned by rank, of which those with the elected sign are averaged."""
     from lorahub.kernels.delta import Merged
     from lorahub.kernels.elementwise import disjoint_mean, drop_by_rank
 
@@ -28,7 +32,7 @@ def _merged(deltas: Deltas, density: float, window: float, majority_sign: Majori
     title="DELLA",
     paper="Deep et al. 2024, arXiv 2406.11617",
     rank_bound=merged_rank,
-    definition=elementwise(_merged),
+    definition=elementwise(merge_elements),
     default_scale=shrinking_scale,
     exceptions=frozenset({"cancel", "identity", "order", "sum"}),
 )
@@ -57,4 +61,5 @@ def della(
     """
     from lorahub.kernels.delta import approximated
 
-    return approximated(stack, rank, lambda deltas: _merged(deltas, density, window, majority_sign))
+    merge = partial(merge_elements, density=density, window=window, majority_sign=majority_sign)
+    return approximated(stack, rank, merge)

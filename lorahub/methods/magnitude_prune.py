@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import Field
+from functools import partial
+from typing import TYPE_CHECKING
 
 from lorahub.kernels.stack import Factors, Stack
 from lorahub.methods.registry import elementwise, merged_rank, method
 from lorahub.methods.task_arithmetic import shrinking_scale
-from lorahub.methods.ties import MergedRank
+from lorahub.methods.ties import Density, MergedRank
 
 if TYPE_CHECKING:
     from lorahub.kernels.delta import Deltas, Merged
 
 
-def _merged(deltas: Deltas, density: float) -> Merged:
+def merge_elements(deltas: Deltas, density: float) -> Merged:
+    """The weighted sum of trimmed deltas."""
     from lorahub.kernels.delta import Merged
     from lorahub.kernels.elementwise import trim, weighted_sum
 
@@ -26,7 +26,7 @@ def _merged(deltas: Deltas, density: float) -> Merged:
     title="Magnitude pruning",
     paper="PEFT add_weighted_adapter, combination_type='magnitude_prune_svd'",
     rank_bound=merged_rank,
-    definition=elementwise(_merged),
+    definition=elementwise(merge_elements),
     default_scale=shrinking_scale,
     exceptions=frozenset({"identity", "sum"}),
 )
@@ -34,9 +34,7 @@ def magnitude_prune(
     stack: Stack,
     *,
     rank: MergedRank = None,
-    density: Annotated[
-        float, Field(gt=0, le=1, description="Share of each delta's elements to keep")
-    ] = 0.2,
+    density: Density = 0.2,
 ) -> Factors:
     """Keep the largest elements of each delta, and add the weighted deltas.
 
@@ -48,4 +46,4 @@ def magnitude_prune(
     """
     from lorahub.kernels.delta import approximated
 
-    return approximated(stack, rank, lambda deltas: _merged(deltas, density))
+    return approximated(stack, rank, partial(merge_elements, density=density))

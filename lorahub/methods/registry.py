@@ -15,7 +15,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -33,7 +33,9 @@ ENTRY_POINT_GROUP = "lorahub.methods"
 
 RankBound = Callable[[Sequence[int], int, Mapping[str, Any]], int]
 MergeRule = Callable[..., Mix | Factors]
-Definition = Callable[[Stack, Sequence[Mapping[str, Any]], Mapping[str, Any]], "Mix | Merged"]
+Definition = Callable[
+    [Stack, Sequence[Mapping[str, Any]], Mapping[str, Any]], "Mix | Factors | Merged"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,9 @@ class Method:
         rank_bound: Largest rank a module may come out with, from its members' ranks, the
             smaller of d_in and d_out, and the parameters.
         definition: Function that gives, from a float64 stack, the modules' reports and the
-            parameters, the mixture whose delta the method defines before any truncation, or
-            that delta block by block; the exact weighted sum by default. `verify` uses it.
+            parameters, the mixture or factors whose delta the method defines before any
+            truncation, or that delta block by block; the exact weighted sum by default.
+            `verify` uses it.
         default_scale: Scale applied when none is asked for, from the number of adapters.
         normalize: Whether adapters get equal norms first, when nothing is asked for; None
             leaves it to how much their norms and ranks differ.
@@ -148,6 +151,19 @@ def elementwise(merge: Callable[..., Merged]) -> Definition:
 
         others = {name: value for name, value in parameters.items() if name != "rank"}
         return merge(Deltas.of(stack), **others)
+
+    return definition
+
+
+def factorwise(merge: Callable[..., Merged]) -> Definition:
+    """Definition of methods that merge the factors of each side element by element."""
+
+    def definition(
+        stack: Stack, reports: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]
+    ) -> Factors:
+        from lorahub.kernels.delta import factorwise
+
+        return factorwise(stack, partial(merge, **parameters))
 
     return definition
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -15,13 +16,15 @@ if TYPE_CHECKING:
 MergedRank = Annotated[
     int | None, Field(ge=1, description="Rank to keep; the sum of the input ranks if none")
 ]
+Density = Annotated[float, Field(gt=0, le=1, description="Share of each delta's elements to keep")]
 MajoritySign = Annotated[
     Literal["total", "frequency"],
     Field(description="What elects: the sum of the elements, or of their signs"),
 ]
 
 
-def _merged(deltas: Deltas, density: float, majority_sign: MajoritySign) -> Merged:
+def merge_elements(deltas: Deltas, density: float, majority_sign: MajoritySign) -> Merged:
+    """Trimmed deltas, of which those with the elected sign are averaged."""
     from lorahub.kernels.delta import Merged
     from lorahub.kernels.elementwise import disjoint_mean, trim
 
@@ -32,16 +35,14 @@ def _merged(deltas: Deltas, density: float, majority_sign: MajoritySign) -> Merg
     title="TIES",
     paper="Yadav et al., NeurIPS 2023, arXiv 2306.01708",
     rank_bound=merged_rank,
-    definition=elementwise(_merged),
+    definition=elementwise(merge_elements),
     exceptions=frozenset({"identity", "sum"}),
 )
 def ties(
     stack: Stack,
     *,
     rank: MergedRank = None,
-    density: Annotated[
-        float, Field(gt=0, le=1, description="Share of each delta's elements to keep")
-    ] = 0.2,
+    density: Density = 0.2,
     majority_sign: MajoritySign = "total",
 ) -> Factors:
     """Trim each delta, elect a sign for every element, and average the deltas that agree.
@@ -57,4 +58,5 @@ def ties(
     """
     from lorahub.kernels.delta import approximated
 
-    return approximated(stack, rank, lambda deltas: _merged(deltas, density, majority_sign))
+    merge = partial(merge_elements, density=density, majority_sign=majority_sign)
+    return approximated(stack, rank, merge)
