@@ -188,7 +188,7 @@ def _merge(
         if ranks is not None:
             kept = [ranks[m.name] for m in some]
         mix = mix.cut(kept)
-        factors = mix.scaled(plan.scale).apply(part)
+        factors, reports = mix.scaled(plan.scale).apply(part), mix.reports
         for i, (module, rank) in enumerate(zip(some, kept, strict=True)):
             A = encode(factors.A[i, :rank], plan.dtype)
             B = encode(factors.B[i, :, :rank], plan.dtype)
@@ -200,7 +200,7 @@ def _merge(
                     f"module '{module.name}': the merged factors overflow {plan.dtype}",
                     hint="use --dtype F32",
                 )
-            report = dict(mix.reports[i]) if mix.reports else {}
+            report = dict(reports[i]) if reports else {}
             done.append(_Merged(A, B, rank, report))
     return done
 

@@ -31,6 +31,7 @@ _GPU_BLOCK_BYTES = 256 << 20
 _FEWEST_ROWS = 16
 
 _OVERSAMPLING = 24
+_RANDOM = 8
 _MOST_PASSES = 16
 
 # Largest excess of the residual over the least possible one, relative to it, that the next passes
@@ -214,7 +215,8 @@ def _truncated(
 def _start(stack: Stack, width: int) -> Tensor:
     """Orthonormal (d_in, width) float64: the row space of the exact sum, filled up at random.
 
-    What pruning leaves is near the sum: starting there saves a pass.
+    What pruning leaves is near the sum: starting there saves a pass. Some directions are always
+    random, so that none can be missed.
     """
     guess = best_approximation(stack, rank=width).apply(stack).A[0].mT.cpu().double()
     generator = torch.Generator().manual_seed(stack.seeds[0])
@@ -222,7 +224,7 @@ def _start(stack: Stack, width: int) -> Tensor:
     # Directions of no weight in the sum may be zero, or anything: random ones replace them.
     norms = guess.norm(dim=0)
     good = guess[:, norms > 1e-4 * norms.amax()]
-    known = torch.linalg.qr(good).Q
+    known = torch.linalg.qr(good).Q[:, : max(0, width - _RANDOM)]
     rest = fill[:, known.shape[1] :]
     for _ in range(2):
         rest = rest - known @ (known.mT @ rest)
@@ -237,8 +239,8 @@ def _pass(merged: Merged, V: Tensor) -> tuple[Tensor, Tensor, float]:
     for rows, block in merged.blocks():
         torch.mm(block, V, out=image[rows])
         back.addmm_(block.mT, image[rows])
-        flat = block.reshape(-1)
-        energy += torch.dot(flat, flat)
+        # Row by row, so that float32 sums stay short.
+        energy += torch.linalg.vector_norm(block, dim=1).double().square().sum()
     return image, back, float(energy)
 
 
@@ -321,8 +323,9 @@ def excess_residual(merged: Merged, scale: float, B: Tensor, A: Tensor) -> float
 def _undecided(merged: Merged, left: Tensor, right: Tensor) -> float:
     """The inner product of ``|left @ right|`` with what rounding may change of merged elements."""
     total = 0.0
-    leaning = zip(merged.blocks(-_DOUBT), merged.blocks(_DOUBT), strict=True)
-    for (rows, block), ((_, less), (_, more)) in zip(merged.blocks(), leaning, strict=True):
-        change = torch.maximum((less - block).abs(), (more - block).abs())
-        total += float((change * (left[rows] @ right).abs()).sum())
+    leaning = [merged.blocks(lean) for lean in (-_DOUBT, _DOUBT)]
+    for rows, block in merged.blocks():
+        kept = block.clone()
+        changes = [(next(blocks)[1] - kept).abs() for blocks in leaning]
+        total += float((torch.maximum(*changes) * (left[rows] @ right).abs()).sum())
     return total

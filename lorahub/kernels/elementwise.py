@@ -29,11 +29,25 @@ _DEVIATIONS = 5
 """Half the width of the bracket, in standard deviations of a sampled order statistic."""
 
 
+class _Scratch:
+    """Memory used again for every block: to touch fresh memory costs more than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def get(self, name: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Uninitialised, in the shape of ``like``."""
+        if name not in self._kept or len(self._kept[name]) < len(like):
+            self._kept[name] = torch.empty_like(like, dtype=dtype)
+        return self._kept[name][: len(like)]
+
+
 def weighted_sum(deltas: Deltas) -> Combine:
     """Add the deltas with their weights."""
+    scratch = _Scratch()
 
     def combine(X: Tensor) -> Tensor:
-        total = torch.zeros_like(X[0])
+        total = scratch.get("total", X[0]).zero_()
         for x, weight in zip(X, deltas.weights, strict=True):
             total.add_(x, alpha=weight)
         return total
@@ -48,13 +62,16 @@ def disjoint_mean(deltas: Deltas, majority_sign: MajoritySign) -> Combine:
     (``frequency``), plus where they balance; weights have no part in it, and the mean divides
     by the number of deltas that have the sign, as in PEFT.
     """
+    scratch = _Scratch()
 
     def combine(X: Tensor) -> Tensor:
+        sign, total, count = (scratch.get(name, X[0]) for name in ("sign", "total", "count"))
         votes = X if majority_sign == "total" else X.sign()
-        sign = torch.zeros_like(X[0])
-        torch.ge(votes.sum(0), 0.0, out=sign)
+        torch.sum(votes, 0, out=total)
+        torch.ge(total, 0.0, out=sign)
         sign.mul_(2).sub_(1)
-        total, count = torch.zeros_like(sign), torch.zeros_like(sign)
+        total.zero_()
+        count.zero_()
         for x, weight in zip(X, deltas.weights, strict=True):
             x.mul_(sign).relu_()
             total.add_(x, alpha=weight)
@@ -77,7 +94,7 @@ def band(deltas: Deltas, density: float, outliers: float) -> Prune:
     """
     size = math.prod(deltas.shape)
     first, last = int(outliers * size), int(min(1.0, outliers + density) * size)
-    lower = thresholds(deltas, last)
+    lower = thresholds(deltas, last) if last < size else None
     upper = thresholds(deltas, first) if first else None
 
     def prune(row: int, X: Tensor) -> None:
@@ -85,7 +102,7 @@ def band(deltas: Deltas, density: float, outliers: float) -> Prune:
             if upper is not None:
                 # What hardshrink keeps are the outliers.
                 x.sub_(torch.nn.functional.hardshrink(x, _below(upper[t], x.dtype)))
-            if last < size:
+            if lower is not None:
                 torch.ops.aten.hardshrink.out(x, _below(lower[t], x.dtype), out=x)
 
     return prune
@@ -94,10 +111,11 @@ def band(deltas: Deltas, density: float, outliers: float) -> Prune:
 def drop(deltas: Deltas, density: float) -> Prune:
     """Keep each element with probability ``density`` and divide it by that; zero the rest."""
     kept, level = _chances(torch.tensor(density, dtype=torch.float64))
+    scratch = _Scratch()
 
     def prune(row: int, X: Tensor) -> None:
         for x, place in zip(X, deltas.places, strict=True):
-            u = uniform(deltas.seed, place, row, x)
+            u = _uniform(deltas.seed, place, row, x, scratch)
             x.mul_(torch.lt(u, float(level), out=u).div_(float(kept)))
 
     return prune
@@ -113,13 +131,14 @@ def drop_by_rank(deltas: Deltas, density: float, window: float) -> Prune:
     window = min(window, 2 * density, 2 * (1 - density))
     rises = (torch.arange(n, dtype=torch.float64) + 0.5) / n - 0.5
     kept, level = _chances(density + rises * window)
+    scratch = _Scratch()
 
     def prune(row: int, X: Tensor) -> None:
         gains = (1 / kept).to(X.device, X.dtype)
         levels = level.to(X.device, X.dtype)
         for x, place in zip(X, deltas.places, strict=True):
             order = _ascending(x.abs())
-            u = uniform(deltas.seed, place, row, x).gather(1, order)
+            u = _uniform(deltas.seed, place, row, x, scratch).gather(1, order)
             mask = torch.lt(u, levels, out=u).mul_(gains)
             x.mul_(torch.empty_like(x).scatter_(1, order, mask))
 
@@ -132,15 +151,21 @@ def uniform(seed: int, place: int, row: int, like: Tensor) -> Tensor:
     Each is a hash of (seed, place, row, column) and depends on nothing else; the shape, dtype
     and device are those of ``like``.
     """
+    return _uniform(seed, place, row, like, _Scratch())
+
+
+def _uniform(seed: int, place: int, row: int, like: Tensor, scratch: _Scratch) -> Tensor:
     rows, columns = like.shape
-    x = _key(seed, 2 * place, row, rows, like.device)[:, None] ^ _key(
-        seed, 2 * place + 1, 0, columns, like.device
-    )
+    x, y = (scratch.get(name, like, torch.int32) for name in ("hash", "shifted"))
+    down = _key(seed, 2 * place, row, rows, like.device)[:, None]
+    across = _key(seed, 2 * place + 1, 0, columns, like.device)
+    torch.bitwise_xor(down, across, out=x)
     # The keys are mixed: the second half of a 32-bit mixing function (lowbias32) is enough.
     x.mul_(0x7FEB352D)
-    x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF))
+    torch.bitwise_right_shift(x, 15, out=y)
+    x.bitwise_xor_(y.bitwise_and_(0x1FFFF))
     x.mul_(0x846CA68B - (1 << 32))
-    return x.bitwise_right_shift_(8).to(like.dtype)
+    return scratch.get("uniform", like).copy_(x.bitwise_right_shift_(8))
 
 
 def _chances(probability: Tensor) -> tuple[Tensor, Tensor]:
