@@ -152,13 +152,7 @@ def _deviation(
     if isinstance(definition, Merged):
         excess = excess_residual(definition, plan.scale, own_b, own_a)
     elif isinstance(definition, Factors):
-        far_b, far_a = definition.B[0] * plan.scale, definition.A[0]
-        one = torch.eye(definition.width, dtype=torch.float64)
-        sigma = factored(gram(far_b.mT[None]), gram(far_a[None]), one)[2][0]
-        both_b, both_a = torch.cat([own_b, -far_b], 1), torch.cat([own_a, far_a])
-        ones = torch.eye(len(both_a), dtype=torch.float64)
-        distance = _norm(both_b.mT @ both_b, ones, both_a @ both_a.mT)
-        excess = max(0.0, distance - float(sigma[k:].square().sum()) ** 0.5)
+        excess = _excess_of_factors(definition, plan.scale, own_b, own_a)
     else:
         wanted = definition.matrix()[0] * plan.scale
         distance = _norm(gram_b, torch.block_diag(-wanted, found), gram_a)
@@ -189,6 +183,16 @@ def _deviation(
         total=_norm(known.gram_b[0], exact, known.gram_a[0]) ** 2,
         retained=tuple(retained),
     )
+
+
+def _excess_of_factors(wanted: Factors, scale: float, B: Tensor, A: Tensor) -> float:
+    """By how much ``B @ A`` is farther from other factors than its rank makes necessary."""
+    left, right = wanted.B[0] * scale, wanted.A[0]
+    _, _, sigma = factored(gram(left.mT[None]), gram(right[None]), torch.eye(wanted.width).double())
+    both_b, both_a = torch.cat([B, -left], 1), torch.cat([A, right])
+    one = torch.eye(len(both_a), dtype=torch.float64)
+    distance = _norm(both_b.mT @ both_b, one, both_a @ both_a.mT)
+    return max(0.0, distance - float(sigma[0, A.shape[0] :].norm()))
 
 
 def _norm(gram_b: Tensor, M: Tensor, gram_a: Tensor) -> float:
