@@ -234,14 +234,14 @@ def _start(stack: Stack, width: int) -> Tensor:
 def _pass(merged: Merged, V: Tensor) -> tuple[Tensor, Tensor, float]:
     """(M V, Mᵀ M V, squared norm of M) in one pass over the merged delta M."""
     d_out, d_in = merged.deltas.shape
-    image, back = V.new_empty(d_out, V.shape[1]), V.new_zeros(d_in, V.shape[1])
+    image, back = V.new_empty(d_out, V.shape[1]), V.new_zeros(V.shape[1], d_in)
     energy = V.new_zeros((), dtype=torch.float64)
     for rows, block in merged.blocks():
         torch.mm(block, V, out=image[rows])
-        back.addmm_(block.mT, image[rows])
+        back.addmm_(image[rows].mT, block)
         # Row by row, so that float32 sums stay short.
         energy += torch.linalg.vector_norm(block, dim=1).double().square().sum()
-    return image, back, float(energy)
+    return image, back.mT, float(energy)
 
 
 def _orthonormal(X: Tensor, basis: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def drop(deltas: Deltas, density: float) -> Prune:
     def prune(row: int, X: Tensor) -> None:
         for x, place in zip(X, deltas.places, strict=True):
             u = _uniform(deltas.seed, place, row, x, scratch)
-            x.mul_(torch.lt(u, float(level), out=u).div_(float(kept)))
+            x.mul_(torch.lt(u, float(level), out=u).mul_(1 / float(kept)))
 
     return prune
 
