@@ -21,11 +21,7 @@ ADAPTERS, RANK, SIZE = 4, 16, 4096
 def main() -> None:
     """Print both times in CPU seconds at one thread, the ratio and both errors."""
     torch.set_num_threads(1)
-    pairs = [factors(i * 100_003, SIZE, SIZE, RANK) for i in range(ADAPTERS)]
-    B = torch.cat([b.float() for b, _ in pairs], 1)[None]
-    A = torch.cat([a.float() for _, a in pairs], 0)[None]
-    coefficients = torch.full((1, ADAPTERS * RANK), 2.0 / ADAPTERS, dtype=torch.float64)
-    stack = Stack(B, A, coefficients, (RANK,) * ADAPTERS, (1 / ADAPTERS,) * ADAPTERS)
+    stack = stacked()
 
     times = []
     for _ in range(21):
@@ -35,7 +31,7 @@ def main() -> None:
         times.append(time.process_time() - start)
     mine = statistics.median(times[1:])
 
-    theirs, peft_seconds = _peft()
+    theirs, peft_seconds = peft_merge("svd")
     exact = _exact(stack)
     norm = exact.norm()
     delta = ours.B[0].double() @ ours.A[0].double()
@@ -46,6 +42,15 @@ def main() -> None:
     print(f"flops of ours       {flops / 1e6:9.1f} M (thin products), R x R eigenproblem beside")
 
 
+def stacked() -> Stack:
+    """The four adapters with weights 1/4, as the engine stacks them."""
+    pairs = [factors(i * 100_003, SIZE, SIZE, RANK) for i in range(ADAPTERS)]
+    B = torch.cat([b.float() for b, _ in pairs], 1)[None]
+    A = torch.cat([a.float() for _, a in pairs], 0)[None]
+    coefficients = torch.full((1, ADAPTERS * RANK), 2.0 / ADAPTERS, dtype=torch.float64)
+    return Stack(B, A, coefficients, (RANK,) * ADAPTERS, (1 / ADAPTERS,) * ADAPTERS, (0,))
+
+
 def _exact(stack: Stack) -> torch.Tensor:
     """The best rank-16 delta in float64, by QR."""
     Qb, Rb = torch.linalg.qr(stack.B[0].double())
@@ -54,7 +59,8 @@ def _exact(stack: Stack) -> torch.Tensor:
     return (Qb @ (U[:, :RANK] * s[:RANK])) @ (Vh[:RANK] @ Qa.T)
 
 
-def _peft() -> tuple[torch.Tensor, float]:
+def peft_merge(kind: str, **options: float) -> tuple[torch.Tensor, float]:
+    """The delta that PEFT makes of the four adapters, and its CPU seconds."""
     from peft import PeftModel
 
     class Model(nn.Module):
@@ -75,7 +81,7 @@ def _peft() -> tuple[torch.Tensor, float]:
     names = [f"a{i}" for i in range(ADAPTERS)]
     start = time.process_time()
     model.add_weighted_adapter(
-        names, [1 / ADAPTERS] * ADAPTERS, "m", combination_type="svd", svd_rank=RANK
+        names, [1 / ADAPTERS] * ADAPTERS, "m", combination_type=kind, svd_rank=RANK, **options
     )
     seconds = time.process_time() - start
     layer = model.base_model.model.lin

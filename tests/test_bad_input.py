@@ -220,6 +220,14 @@ RECIPES: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "unknown parameter": (
         {"parameters": {"rnak": 3}}, ["method 'svd'", "'rnak'"], "did you mean 'rank'",
     ),
+    "density 0": (
+        {"method": "ties", "parameters": {"density": 0}},
+        ["'ties'", "'density'", "got 0"], "methods show ties",
+    ),
+    "density over 1": (
+        {"method": "dare", "parameters": {"density": 1.5}},
+        ["'dare'", "'density'", "got 1.5"], "methods show dare",
+    ),
     "rank 0": ({"parameters": {"rank": 0}}, ["'svd'", "'rank'", "got 0"], "methods show svd"),
     "rank too high": ({"parameters": {"rank": 99}}, ["rank 99", "6"], "from 1 to 6"),
     "weight is text": (

@@ -165,6 +165,8 @@ def test_lego_normalises_when_norms_or_ranks_differ_much(
 @pytest.mark.parametrize("options", [
     {"method": "lego"}, {"method": "lego", "normalize": True, "budget": "40%"},
     {"method": "welore", "budget": "rank 5"},
+    {"method": "ties", "parameters": {"rank": 6}},
+    {"method": "dare_ties", "budget": "rank 5"},
     {"method": "svd", "parameters": {"energy": 0.7}, "budget": "rank 9", "allocate": "welore"},
 ])  # fmt: skip
 def test_same_bytes_for_any_batch_and_worker_count(

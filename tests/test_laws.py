@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lorahub.kernels.stack import Factors, Stack
-from lorahub.methods.registry import Method, methods
+from lorahub.methods.registry import Method, merged_rank, methods
 
 METHODS = list(methods().values())
 IDS = [m.name for m in METHODS]
@@ -48,8 +48,13 @@ def apply(method: Method, stack: Stack, **parameters: object) -> Factors:
     return method.rule(stack, **method.parameters(parameters)).apply(stack)
 
 
-def merged(method: Method, pairs: Sequence[Pair], weights: Sequence[float]) -> Tensor:
-    factors = apply(method, make_stack(pairs, weights))
+def merged(
+    method: Method, pairs: Sequence[Pair], weights: Sequence[float], **parameters: object
+) -> Tensor:
+    if method.rank_bound is merged_rank:
+        # Of full rank by nature: the laws are those of the delta before truncation.
+        parameters = {"rank": min(len(pairs[0][0]), len(pairs[0][1][0]))} | parameters
+    factors = apply(method, make_stack(pairs, weights), **parameters)
     return factors.B[0].double() @ factors.A[0].double()
 
 
@@ -82,7 +87,13 @@ def ranks_for(method: Method, ranks: Sequence[int]) -> list[int]:
 @given(seed=seeds, shape=shapes, rank=st.integers(1, 6))
 def test_identity(method: Method, seed: int, shape: tuple[int, int], rank: int) -> None:
     pairs = make_pairs(seed, *shape, [rank])
-    assert close(merged(method, pairs, [1.0]), dense(pairs, [1.0]), size_of(pairs, [1.0]))
+    whole: dict[str, object] = {}
+    if "identity" in method.exceptions:
+        assert "identity" in method.doc
+        unpruned = {"density": 1.0, "outliers": 0.0}
+        whole = {name: unpruned[name] for name in unpruned.keys() & method.schema.model_fields}
+    found = merged(method, pairs, [1.0], **whole)
+    assert close(found, dense(pairs, [1.0]), size_of(pairs, [1.0]))
     assert method.default_scale(1) == 1.0
 
 
@@ -154,6 +165,9 @@ def test_order_does_not_matter(
 ) -> None:
     pairs = make_pairs(seed, *shape, ranks_for(method, ranks))
     weights = [0.5 + 0.25 * i for i in range(len(pairs))]
+    if "order" in method.exceptions:
+        assert "order" in method.doc
+        return
     one = merged(method, pairs, weights)
     other = merged(method, pairs[::-1], weights[::-1])
     assert close(one, other, size_of(pairs, weights))
@@ -176,7 +190,8 @@ def test_truncation_is_optimal_and_prefixes_are_too(
     B, A = factors.B[0].double(), factors.A[0].double()
     assert B.shape[1] == min(k, sum(ranks), *shape)
     left, right = B.norm(dim=0), A.norm(dim=1)
-    assert float((left - right).abs().max()) <= 1e-3 * float(left.max())
+    strong = left > 2e-2 * left.max()  # weaker ranks are not balanced, only exact
+    assert torch.allclose(left[strong], right[strong], rtol=1e-3)
     for kept in range(1, B.shape[1] + 1):
         residual = float((wanted - B[:, :kept] @ A[:kept]).norm())
         least = float(sigma[kept:].norm())
@@ -198,6 +213,16 @@ def test_energy_keeps_the_fewest_ranks_that_suffice(
     (kept,) = mix.ranks
     assert share[kept - 1] >= energy - 1e-5
     assert kept == 1 or share[kept - 2] <= energy + 1e-5
+
+
+def test_weak_directions_are_not_lost_at_full_rank() -> None:
+    """Gram matrices in float32 cannot tell singular values under 3e-4 of the largest from zero."""
+    for seed in range(40):
+        ((B, A, s),) = make_pairs(seed, 40, 30, [5])
+        A[4] = A[:4].sum(0) + 3e-5 * A[4]
+        found = merged(methods()["svd"], [(B, A, s)], [1.0])
+        wanted = dense([(B, A, s)], [1.0])
+        assert float((found - wanted).norm()) <= 2e-6 * float(wanted.norm()), seed
 
 
 def test_near_equal_adapters_take_the_exact_path() -> None:

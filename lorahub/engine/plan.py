@@ -259,7 +259,7 @@ def make_plan(
     members = _group(adapters, weights, method)
     notes = _coverage(adapters, members)
     modules = _plan_modules(members, method, filled)
-    _check_rank(filled.get("rank"), members, notes)
+    _check_rank(filled.get("rank"), modules, notes)
     target = _pack_target(pack if pack is not None else method.packed, dtype)
     dtype = "F32" if target else dtype or _common_dtype(members)
     infos = [a.info for a in adapters]
@@ -435,17 +435,14 @@ def _plan_modules(
     return tuple(sorted(planned, key=lambda p: (p.shape, p.name)))
 
 
-def _check_rank(rank: object, members: _Members, notes: list[str]) -> None:
+def _check_rank(rank: object, modules: Sequence[PlannedModule], notes: list[str]) -> None:
     if not isinstance(rank, int):
         return
-    possible = {
-        name: min(sum(m.module.rank for m in g), g[0].module.d_in, g[0].module.d_out)
-        for name, g in members.items()
-    }
+    possible = {m.name: min(m.rank, m.d_in, m.d_out) for m in modules}
     most = max(possible.values())
     if rank > most:
         raise InvalidRecipeError(
-            f"rank {rank} is above the largest possible rank, {most} (the sum of the ranks)",
+            f"rank {rank} is above the largest possible rank, {most}",
             hint=f"choose a rank from 1 to {most}, or method 'cat' for all of them",
         )
     short = [name for name, limit in possible.items() if limit < rank]

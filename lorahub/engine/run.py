@@ -25,10 +25,10 @@ from lorahub.formats.peft import tensor_keys
 from lorahub.formats.safetensors import Encoded, Writer, encode, encode_header
 from lorahub.kernels.allocation import allocate
 from lorahub.kernels.lowrank import canonical
-from lorahub.kernels.stack import Mix, Stack
+from lorahub.kernels.stack import Factors, Mix, Stack
 
 MIX_CACHE_BYTES = 32 << 20
-"""Mixtures kept between the pass that finds spectra and the one that writes, if all fit."""
+"""Mixtures (or factors) kept between the pass that finds spectra and the one that writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def run(
     target = pick_device(device)
     with Batches(plan, device=target, workers=workers, batch_bytes=batch_bytes) as batches:
         plan = normalized(plan, batches, listener)
-        cache: dict[str, Mix] = {}
+        cache: dict[str, Mix | Factors] = {}
         ranks = _allocated(plan, batches, cache, listener) if plan.budget else None
 
         def work(modules: Sequence[PlannedModule], stack: Stack) -> list[_Merged]:
@@ -132,14 +132,14 @@ def _header_room(plan: Plan) -> int:
 
 
 def _allocated(
-    plan: Plan, batches: Batches, cache: dict[str, Mix], listener: Listener
+    plan: Plan, batches: Batches, cache: dict[str, Mix | Factors], listener: Listener
 ) -> dict[str, int]:
-    """Rank by module name, under the plan's budget; mixtures are kept in ``cache`` if all fit."""
+    """Rank by module name, under the plan's budget; what fits is kept in ``cache``."""
     assert plan.budget is not None
 
-    def work(modules: Sequence[PlannedModule], stack: Stack) -> list[tuple[Tensor, Mix]]:
+    def work(modules: Sequence[PlannedModule], stack: Stack) -> list[tuple[Tensor, Mix | Factors]]:
         mix = canonical(stack, _mixed(plan, modules, stack))
-        spectrum = mix.sigma if mix.importance is None else mix.importance
+        spectrum = mix.priorities
         assert spectrum is not None
         spectrum = spectrum.cpu()
         for i, kept in enumerate(mix.ranks or ()):
@@ -147,11 +147,11 @@ def _allocated(
         return [(spectrum[i], mix.module(i)) for i in range(len(modules))]
 
     spectra = []
-    size = sum(2 * m.total_rank * min(m.rank, m.total_rank) * 8 for m in plan.modules)
-    keep = size <= MIX_CACHE_BYTES and batches.device.type == "cpu"
+    room = MIX_CACHE_BYTES if batches.device.type == "cpu" else 0
     for module, (spectrum, mix) in batches.run(plan, "spectra", work, listener):
         spectra.append(spectrum.numpy().copy())
-        if keep:
+        room -= mix.nbytes
+        if room >= 0:
             cache[module.name] = mix
     widths = [m.d_in + m.d_out for m in plan.modules]
     areas = [m.d_in * m.d_out for m in plan.modules]
@@ -159,7 +159,7 @@ def _allocated(
     return {m.name: max(r, 1) for m, r in zip(plan.modules, ranks, strict=True)}
 
 
-def _mixed(plan: Plan, modules: Sequence[PlannedModule], stack: Stack) -> Mix:
+def _mixed(plan: Plan, modules: Sequence[PlannedModule], stack: Stack) -> Mix | Factors:
     """What the plan's method makes of a batch."""
     try:
         return plan.method.rule(stack, **plan.parameters)
@@ -175,7 +175,7 @@ def _merge(
     modules: Sequence[PlannedModule],
     stack: Stack,
     ranks: Mapping[str, int] | None,
-    cache: Mapping[str, Mix],
+    cache: Mapping[str, Mix | Factors],
 ) -> list[_Merged]:
     if cache and all(m.name in cache for m in modules):
         mixes = [(cache[m.name], stack.module(i)) for i, m in enumerate(modules)]
@@ -185,10 +185,11 @@ def _merge(
     done: list[_Merged] = []
     for mix, part in mixes:
         some = modules[len(done) : len(done) + len(part.seeds)]
-        kept = mix.ranks or [mix.left.shape[-1]] * len(some)
+        kept = mix.ranks or [mix.width] * len(some)
         if ranks is not None:
             kept = [ranks[m.name] for m in some]
-        factors = mix.cut(kept).scaled(plan.scale).apply(part)
+        mix = mix.cut(kept)
+        factors, reports = mix.scaled(plan.scale).apply(part), mix.reports
         for i, (module, rank) in enumerate(zip(some, kept, strict=True)):
             A = encode(factors.A[i, :rank], plan.dtype)
             B = encode(factors.B[i, :, :rank], plan.dtype)
@@ -200,6 +201,6 @@ def _merge(
                     f"module '{module.name}': the merged factors overflow {plan.dtype}",
                     hint="use --dtype F32",
                 )
-            report = dict(mix.reports[i]) if mix.reports else {}
+            report = dict(reports[i]) if reports else {}
             done.append(_Merged(A, B, rank, report))
     return done

@@ -3,7 +3,8 @@
 Everything is recomputed from the files in float64: the Gram matrices of all B columns, sources
 and result together, and of all A rows. The delta that the recipe defines and the one that was
 written are then small matrices over the same columns, and every distance follows from them, by
-another path and in another precision than those that made the result.
+another path and in another precision than those that made the result. A delta that is merged
+element by element is no such matrix: it is made again block by block of rows, in float64 too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from lorahub.engine.plan import Plan, PlannedModule
 from lorahub.errors import IntegrityError
 from lorahub.events import Advanced, Listener, PhaseStarted, ignore
 from lorahub.formats.safetensors import TensorFile
-from lorahub.kernels.lowrank import whitened
+from lorahub.kernels.delta import Merged, excess_residual
+from lorahub.kernels.lowrank import factored, whitened
+from lorahub.kernels.stack import Factors, gram
 from lorahub.record import Verification
 
 TOLERANCE = {"F32": 1e-5, "F16": 2e-3, "BF16": 1.6e-2}
@@ -56,7 +59,8 @@ def verify(
 
     For methods that truncate, the definition is the best approximation of the rank that was
     written, and the error is by how much the distance to the untruncated target exceeds the
-    smallest possible one. Errors are relative to the root of the summed squared norms of the
+    smallest possible one (for deltas merged element by element, as `excess_residual` finds it:
+    their spectrum is not known). Errors are relative to the root of the summed squared norms of the
     weighted source deltas.
 
     Args:
@@ -142,13 +146,20 @@ def _deviation(
     result.read_into(written.key_a, A[0, R:])
     gram_b, gram_a = B[0].mT @ B[0], A[0] @ A[0].mT
     known = stack.with_grams(gram_b[None, :R, :R], gram_a[None, :R, :R])
-    wanted = plan.method.definition(known, [report], plan.parameters).matrix()[0] * plan.scale
+    definition = plan.method.definition(known, [report], plan.parameters)
     found = torch.eye(k, dtype=torch.float64) * written.scaling
-    distance = _norm(gram_b, torch.block_diag(-wanted, found), gram_a)
-    # What no matrix of the written rank could have avoided.
-    K_b, K_a = (whitened(gram)[1][0] for gram in (known.gram_b, known.gram_a))
-    sigma = torch.linalg.svdvals(K_b @ wanted @ K_a.mT)
-    unavoidable = float(sigma[k:].square().sum()) ** 0.5
+    own_b, own_a = B[0, :, R:] * written.scaling, A[0, R:]
+    if isinstance(definition, Merged):
+        excess = excess_residual(definition, plan.scale, own_b, own_a)
+    elif isinstance(definition, Factors):
+        excess = _excess_of_factors(definition, plan.scale, own_b, own_a)
+    else:
+        wanted = definition.matrix()[0] * plan.scale
+        distance = _norm(gram_b, torch.block_diag(-wanted, found), gram_a)
+        # What no matrix of the written rank could have avoided.
+        K_b, K_a = (whitened(gram)[1][0] for gram in (known.gram_b, known.gram_a))
+        sigma = torch.linalg.svdvals(K_b @ wanted @ K_a.mT)
+        excess = max(0.0, distance - float(sigma[k:].square().sum()) ** 0.5)
     exact = torch.diag(stack.coefficients[0] * plan.scale)
     residual = _norm(gram_b, torch.block_diag(-exact, found), gram_a)
     # Coordinates of the sources in orthonormal bases of the result's columns and rows.
@@ -166,12 +177,22 @@ def _deviation(
         terms += whole * (member.weight * member.factor * plan.scale) ** 2
         start = part.stop
     return _Deviation(
-        error=max(0.0, distance - unavoidable) ** 2,
+        error=excess**2,
         terms=terms,
         residual=residual**2,
         total=_norm(known.gram_b[0], exact, known.gram_a[0]) ** 2,
         retained=tuple(retained),
     )
+
+
+def _excess_of_factors(wanted: Factors, scale: float, B: Tensor, A: Tensor) -> float:
+    """By how much ``B @ A`` is farther from other factors than its rank makes necessary."""
+    left, right = wanted.B[0] * scale, wanted.A[0]
+    _, _, sigma = factored(gram(left.mT[None]), gram(right[None]), torch.eye(wanted.width).double())
+    both_b, both_a = torch.cat([B, -left], 1), torch.cat([A, right])
+    one = torch.eye(len(both_a), dtype=torch.float64)
+    distance = _norm(both_b.mT @ both_b, one, both_a @ both_a.mT)
+    return max(0.0, distance - float(sigma[0, A.shape[0] :].norm()))
 
 
 def _norm(gram_b: Tensor, M: Tensor, gram_a: Tensor) -> float:

@@ -15,7 +15,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from lorahub.kernels.stack import Mix, Stack, mirrored, strips
+from lorahub.kernels.stack import Factors, Mix, Stack, gram, mirrored, products, strips
 
 # The Gram matrices are rounded to about 1e-7 of their norm, which the Cholesky factor of nearly
 # dependent columns amplifies. Down to this pivot the truncated sum stays within about 1e-6 of
@@ -25,6 +25,9 @@ _SMALLEST_PIVOT = 0.05
 # From this size on, finding a few eigenvectors costs less than finding all (measured: 2.2 times
 # at 256, 3.9 times at 1024, for 16 of them), and leaving out zeros pays.
 _FEW_FROM = 192
+
+# Rounding of a float32 Gram matrix, as a share of the largest singular value.
+_FLOOR = 1e-4
 
 # Directions of unit columns below this squared length are the rounding of a float64 Gram matrix.
 _NEGLIGIBLE = 1e-14
@@ -74,10 +77,16 @@ def best_approximation(
     return Mix(left, right, ranks, sigma[:, :k], precise=fast is None)
 
 
-def canonical(stack: Stack, mix: Mix) -> Mix:
+def canonical(stack: Stack, mix: Mix | Factors) -> Mix | Factors:
     """The same merged deltas with balanced ranks in order of descending singular values."""
     if mix.sigma is not None:
         return mix
+    if isinstance(mix, Factors):
+        B, A = mix.B.double(), mix.A.double()
+        one = torch.eye(mix.width, dtype=B.dtype, device=B.device)
+        left, right, sigma = factored(gram(B.mT), gram(A), one)
+        B, A = products(B, left), products(right, A)
+        return Factors(B.to(mix.B.dtype), A.to(mix.A.dtype), mix.ranks, sigma)
     k = min(mix.left.shape[-1], stack.B.shape[1], stack.A.shape[2])
     left, right, sigma = _by_whitening(stack, mix.matrix(), k)
     return Mix(left, right, mix.ranks, sigma[:, :k], precise=True, reports=mix.reports)
@@ -128,7 +137,9 @@ def _by_cholesky(stack: Stack, k: int, few: int) -> tuple[Tensor, Tensor, Tensor
         return None
     values, V = _leading(core, few)
     sigma, V = values.clamp_min(0).sqrt(), V[:, :, :k]
-    root = sigma[:, None, :k].sqrt()
+    # The product is the same whatever ``root`` is, which only balances it. Below this floor a
+    # singular value is rounding, and a negative one would lose the direction.
+    root = torch.maximum(sigma, _FLOOR * sigma[:, :1])[:, None, :k].sqrt()
     inverse = torch.where(root > 0, 1 / root, 0.0)
     left = torch.linalg.solve_triangular(L.mT, V * root, upper=True) / unit[:, :, None]
     return left, (V * inverse).mT @ outer, sigma

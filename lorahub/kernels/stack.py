@@ -1,8 +1,9 @@
-"""The values methods take and return: stacked factors of same-shaped modules, and mixtures.
+"""The values methods take and return: stacked factors, and mixtures of them or new factors.
 
 Every method that works in factor space makes its result as linear combinations of the stacked
 columns of B and rows of A. Such a method needs the factors' R x R Gram matrices only, however
-large the module is, and returns a `Mix`: the two small matrices of coefficients.
+large the module is, and returns a `Mix`: the two small matrices of coefficients. A method that
+works on single elements of the deltas returns the `Factors` of its result.
 """
 
 from __future__ import annotations
@@ -115,10 +116,72 @@ class Factors:
     Attributes:
         B: (m, d_out, k).
         A: (m, k, d_in).
+        ranks: Rank to keep per module, at most k; None keeps k everywhere.
+        sigma: (m, k) float64 singular values, where the ranks are balanced and in that order, so
+            that any prefix is the best approximation of its rank; else None.
+        energy: (m,) float64 squared norms of the deltas before truncation, where there was one
+            that ``sigma`` does not show; else None.
     """
 
     B: Tensor
     A: Tensor
+    ranks: tuple[int, ...] | None = None
+    sigma: Tensor | None = None
+    energy: Tensor | None = None
+
+    @property
+    def priorities(self) -> Tensor | None:
+        """(m, k): what the ranks count when a budget is distributed over modules."""
+        return self.sigma
+
+    @property
+    def width(self) -> int:
+        """Ranks before `ranks` cuts them."""
+        return self.B.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors."""
+        return self.B.nbytes + self.A.nbytes
+
+    @property
+    def reports(self) -> Sequence[Mapping[str, Any]]:
+        """Per module the relative truncation error, where the whole is known."""
+        if self.sigma is None or self.energy is None:
+            return ()
+        kept = self.sigma.square().cumsum(-1)
+        ranks = self.ranks or [self.width] * len(kept)
+        shares = [
+            float(part[rank - 1] / whole) if whole > 0 else 1.0
+            for part, rank, whole in zip(kept, ranks, self.energy, strict=True)
+        ]
+        return [{"truncation": round(max(0.0, 1 - share) ** 0.5, 6)} for share in shares]
+
+    def apply(self, stack: Stack) -> Factors:
+        """The factors themselves."""
+        return self
+
+    def module(self, i: int) -> Factors:
+        """The factors of module i alone, in memory of their own."""
+        one = slice(i, i + 1)
+        return Factors(
+            self.B[one].clone(),
+            self.A[one].clone(),
+            self.ranks and self.ranks[one],
+            self.sigma[one].clone() if self.sigma is not None else None,
+            self.energy[one].clone() if self.energy is not None else None,
+        )
+
+    def cut(self, ranks: Sequence[int]) -> Factors:
+        """The first ranks of each module, as many as given."""
+        return replace(self, ranks=tuple(ranks))
+
+    def scaled(self, scale: float) -> Factors:
+        """The same merged deltas times ``scale``, balanced over both sides."""
+        if scale == 1:
+            return self
+        left, right = _balanced(scale)
+        return replace(self, B=self.B * left, A=self.A * right)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +208,21 @@ class Mix:
     importance: Tensor | None = None
     precise: bool = False
     reports: Sequence[Mapping[str, Any]] = field(default=())
+
+    @property
+    def priorities(self) -> Tensor | None:
+        """(m, k): what the ranks count when a budget is distributed over modules."""
+        return self.sigma if self.importance is None else self.importance
+
+    @property
+    def width(self) -> int:
+        """Ranks before `ranks` cuts them."""
+        return self.left.shape[-1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the coefficients."""
+        return self.left.nbytes + self.right.nbytes
 
     def apply(self, stack: Stack) -> Factors:
         """The merged factors, in the dtype and on the device of ``stack``."""
@@ -184,8 +262,8 @@ class Mix:
         """The same merged deltas times ``scale``, balanced over both sides."""
         if scale == 1:
             return self
-        right = 2.0 ** round(math.log2(abs(scale)) / 2) if scale else 1.0
-        return replace(self, left=self.left * (scale / right), right=self.right * right)
+        left, right = _balanced(scale)
+        return replace(self, left=self.left * left, right=self.right * right)
 
     def matrix(self) -> Tensor:
         """(m, R, R) float64: the M of the merged delta ``B @ M @ A``."""
@@ -194,6 +272,12 @@ class Mix:
         if self.left.ndim == 2:
             return torch.diag_embed(self.left * self.right)
         return self.left @ self.right
+
+
+def _balanced(scale: float) -> tuple[float, float]:
+    """Two factors of ``scale``, the second a power of two near its root."""
+    right = 2.0 ** round(math.log2(abs(scale)) / 2) if scale else 1.0
+    return scale / right, right
 
 
 def products(X: Tensor, Y: Tensor) -> Tensor:

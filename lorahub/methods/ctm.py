@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from lorahub.kernels.stack import Mix, Stack
+from lorahub.kernels.stack import Factors, Mix, Stack
 from lorahub.methods.knots import Density, Rule, aligned_scale
 from lorahub.methods.registry import method
 
@@ -23,7 +23,7 @@ def _bound(ranks: Sequence[int], limit: int, parameters: Mapping[str, Any]) -> i
 
 def _definition(
     stack: Stack, reports: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]
-) -> Mix:
+) -> Mix | Factors:
     return ctm(stack, **parameters)
 
 

@@ -1,7 +1,8 @@
 """What a merge method is, and the one door by which all of them come in.
 
-A method is a decorated function from a `Stack` to a `Mix`. Its keyword-only parameters, with
-their constraints, are its schema: recipes, the command line, forms and docs are made from it.
+A method is a decorated function from a `Stack` to a `Mix` or to `Factors`. Its keyword-only
+parameters, with their constraints, are its schema: recipes, the command line, forms and docs
+are made from it.
 Built-in methods live one per file in this package; others are found through the entry point
 group ``lorahub.methods``, whose entries name modules that use the same decorator. Importing a
 method must not import torch, so that its schema can be shown without it.
@@ -14,7 +15,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -22,16 +23,19 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from lorahub.errors import InvalidRecipeError
-from lorahub.kernels.stack import Mix, Stack
+from lorahub.kernels.stack import Factors, Mix, Stack
 
 if TYPE_CHECKING:
     from lorahub.kernels.allocation import Rule
+    from lorahub.kernels.delta import Merged
 
 ENTRY_POINT_GROUP = "lorahub.methods"
 
 RankBound = Callable[[Sequence[int], int, Mapping[str, Any]], int]
-MergeRule = Callable[..., Mix]
-Definition = Callable[[Stack, Sequence[Mapping[str, Any]], Mapping[str, Any]], Mix]
+MergeRule = Callable[..., Mix | Factors]
+Definition = Callable[
+    [Stack, Sequence[Mapping[str, Any]], Mapping[str, Any]], "Mix | Factors | Merged"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +48,14 @@ class Method:
         summary: First sentence of the docstring.
         doc: The whole docstring.
         paper: Where the idea comes from: URL, or library and function.
-        rule: The function itself: ``rule(stack, **parameters) -> Mix``.
+        rule: The function itself: ``rule(stack, **parameters)`` gives a mixture, or factors.
         schema: pydantic model of the parameters.
         rank_bound: Largest rank a module may come out with, from its members' ranks, the
             smaller of d_in and d_out, and the parameters.
         definition: Function that gives, from a float64 stack, the modules' reports and the
-            parameters, the mixture whose delta the method defines before any truncation; the
-            exact weighted sum by default. `verify` uses it. `method` makes None into the rule
-            itself, with all ranks kept.
+            parameters, the mixture or factors whose delta the method defines before any
+            truncation, or that delta block by block; the exact weighted sum by default. `verify`
+            uses it. `method` makes None into the rule itself, with all ranks kept.
         default_scale: Scale applied when none is asked for, from the number of adapters.
         normalize: Whether adapters get equal norms first, when nothing is asked for; None
             leaves it to how much their norms and ranks differ.
@@ -123,6 +127,11 @@ def capped_rank(ranks: Sequence[int], limit: int, parameters: Mapping[str, Any])
     return min(sum(ranks), limit, parameters["rank"] or limit)
 
 
+def merged_rank(ranks: Sequence[int], limit: int, parameters: Mapping[str, Any]) -> int:
+    """Bound of methods whose result is full rank by nature; the sum of ranks if none is asked."""
+    return min(limit, parameters["rank"] or sum(ranks))
+
+
 def largest_rank(ranks: Sequence[int], limit: int, parameters: Mapping[str, Any]) -> int:
     """Bound of methods that average factors of equal rank."""
     return max(ranks)
@@ -140,9 +149,36 @@ def weighted_sum(
 def _untruncated(rule: MergeRule) -> Definition:
     def definition(
         stack: Stack, reports: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]
-    ) -> Mix:
+    ) -> Mix | Factors:
         full = {"rank": None} if "rank" in parameters else {}
         return rule(stack, **{**parameters, **full})
+
+    return definition
+
+
+def elementwise(merge: Callable[..., Merged]) -> Definition:
+    """Definition of methods that merge the deltas element by element, from all but ``rank``."""
+
+    def definition(
+        stack: Stack, reports: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]
+    ) -> Merged:
+        from lorahub.kernels.delta import Deltas
+
+        others = {name: value for name, value in parameters.items() if name != "rank"}
+        return merge(Deltas.of(stack), **others)
+
+    return definition
+
+
+def factorwise(merge: Callable[..., Merged]) -> Definition:
+    """Definition of methods that merge the factors of each side element by element."""
+
+    def definition(
+        stack: Stack, reports: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]
+    ) -> Factors:
+        from lorahub.kernels.delta import factorwise
+
+        return factorwise(stack, partial(merge, **parameters))
 
     return definition
 

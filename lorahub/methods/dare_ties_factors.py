@@ -1,0 +1,36 @@
+"""`dare_ties_factors`: PEFT's `dare_ties`, which drops and elects in the factors."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from lorahub.kernels.stack import Factors, Stack
+from lorahub.methods.dare import RandomDensity
+from lorahub.methods.dare_ties import merge_elements
+from lorahub.methods.registry import factorwise, largest_rank, method
+from lorahub.methods.ties import MajoritySign
+
+
+@method(
+    title="DARE with TIES on the factors",
+    paper="PEFT add_weighted_adapter, combination_type='dare_ties'",
+    rank_bound=largest_rank,
+    definition=factorwise(merge_elements),
+    equal_ranks=True,
+    exceptions=frozenset({"cancel", "gauge", "identity", "order", "sum"}),
+)
+def dare_ties_factors(
+    stack: Stack, *, density: RandomDensity = 0.5, majority_sign: MajoritySign = "total"
+) -> Factors:
+    """Drop elements of the A factors and of the B factors, and merge each like TIES.
+
+    It is PEFT's ``dare_ties``. It acts on A and B apart: what comes out is not near the
+    weighted sum of the deltas, has cross terms between adapters that were never trained
+    together, and depends on the gauge of the inputs (their rank order and signs). The draw
+    depends on the order of the adapters, the identity needs density 1, and what is left of
+    an adapter minus itself is not zero. It is here for parity only; ``dare_ties`` is the merge
+    that was meant. All adapters must have the same rank.
+    """
+    from lorahub.kernels.delta import factorwise
+
+    return factorwise(stack, partial(merge_elements, density=density, majority_sign=majority_sign))
