@@ -28,22 +28,22 @@ class Parent:
         reference: Catalog name at the time of the merge; for the Hub ``owner/name@commit``.
         content_hash: sha256 identity of the adapter (config and weights).
         weight: The weight it was merged with.
-        factor: What it was multiplied by to give all adapters the same norm; 1 where they were
-            not normalised.
         repo_id: ``owner/name`` when it came from the Hub, else None.
         revision: Commit (40 hex) when it came from the Hub, else None.
         endpoint: Hub endpoint when it is not the default one, else None.
         license: Licence its card states, or None.
+        factor: What it was multiplied by to give all adapters the same norm; 1 where they were
+            not normalised.
     """
 
     reference: str
     content_hash: str
     weight: float
-    factor: float = 1.0
     repo_id: str | None = None
     revision: str | None = None
     endpoint: str | None = None
     license: str | None = None
+    factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,7 +214,7 @@ def interrupt(
 
 PULL = ("catalog:Catalog.open", "workspace:Workspace.pull", "__init__:inspect",
         "safetensors:read_header", "peft:_pairs", "__init__:_chunks",
-        "workspace:Workspace._same_place", "catalog:Catalog.add", "catalog:Catalog._write",
+        "pulling:Puller._same_place", "catalog:Catalog.add", "catalog:Catalog._write",
         "sink:print_text")  # fmt: skip
 
 
@@ -270,14 +270,14 @@ def test_verify_interrupted(filled: Path) -> None:
     ok("merge", "languages", "packages", "--method", "svd", "--rank", "4", "--name", "m")
     before = entries(filled), entries(filled / "adapters")
     functions = ("workspace:Workspace.verify", "plan:make_plan", "verify:verify",
-                 "verify:_deviation", "run:read_stack", "verify:_summary")  # fmt: skip
+                 "verify:_deviation", "batches:read_stack", "verify:_summary")  # fmt: skip
     interrupt(functions, "verify", "m")
     assert (entries(filled), entries(filled / "adapters")) == before
 
 
 def test_export_interrupted(filled: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    functions = ("workspace:Workspace.export", "workspace:Workspace._check_unchanged",
+    functions = ("workspace:Workspace.export", "integrity:check_unchanged",
                  "output:new_folder", "output:_umask", "output:_sync", "output:_move",
                  "catalog:Catalog.record_export", "catalog:Catalog._write",
                  "sink:print_text")  # fmt: skip
