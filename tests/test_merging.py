@@ -95,7 +95,18 @@ def test_the_record_keeps_the_clusters(workspace: Workspace) -> None:
     report = merged.record.reports["encoder.layer.0.attention.self.query"]
     assert sum(report["sizes"]) == len(report["labels"]) == 16
     assert 0 < report["explained"] < 1
+    assert report["inertia"] > 0
     assert any("over half of the units" in note for note in merged.record.notes)
+
+
+def test_the_record_keeps_what_a_budget_made_of_every_module(workspace: Workspace) -> None:
+    merged = merge(workspace, "welore", budget="rank 4")
+    ranks = {m.name: m.rank for m in merged.adapter.info.modules}
+    for name, report in merged.record.reports.items():
+        assert report["full_rank"] == 16
+        assert (report["cut_off"] > 0) == (ranks[name] < 16)
+        assert report["lrc"]  # every rank here is far from where factors outgrow the matrix
+    assert len(merged.record.reports) == len(ranks)
 
 
 def test_the_record_keeps_the_normalising_factors(workspace: Workspace) -> None:

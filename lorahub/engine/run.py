@@ -23,7 +23,7 @@ from lorahub.errors import InvalidRecipeError, StorageError
 from lorahub.events import Listener, ignore
 from lorahub.formats.peft import tensor_keys
 from lorahub.formats.safetensors import Encoded, Writer, encode, encode_header
-from lorahub.kernels.allocation import allocate
+from lorahub.kernels.allocation import ModuleRank, allocate, lrc_report
 from lorahub.kernels.lowrank import canonical
 from lorahub.kernels.stack import Factors, Mix, Stack
 
@@ -133,8 +133,8 @@ def _header_room(plan: Plan) -> int:
 
 def _allocated(
     plan: Plan, batches: Batches, cache: dict[str, Mix | Factors], listener: Listener
-) -> dict[str, int]:
-    """Rank by module name, under the plan's budget; what fits is kept in ``cache``."""
+) -> dict[str, ModuleRank]:
+    """By module name, its rank under the plan's budget; what fits is kept in ``cache``."""
     assert plan.budget is not None
 
     def work(modules: Sequence[PlannedModule], stack: Stack) -> list[tuple[Tensor, Mix | Factors]]:
@@ -156,7 +156,14 @@ def _allocated(
     widths = [m.d_in + m.d_out for m in plan.modules]
     areas = [m.d_in * m.d_out for m in plan.modules]
     ranks = allocate(spectra, widths, plan.budget.parameters, plan.budget.rule, areas=areas)
-    return {m.name: max(r, 1) for m, r in zip(plan.modules, ranks, strict=True)}
+    # A module whose deltas are all zero is given no rank; its factors still need one.
+    found = lrc_report(
+        [m.name for m in plan.modules],
+        spectra,
+        [(m.d_out, m.d_in) for m in plan.modules],
+        [max(r, 1) for r in ranks],
+    )
+    return {row.name: row for row in found}
 
 
 def _mixed(plan: Plan, modules: Sequence[PlannedModule], stack: Stack) -> Mix | Factors:
@@ -174,7 +181,7 @@ def _merge(
     plan: Plan,
     modules: Sequence[PlannedModule],
     stack: Stack,
-    ranks: Mapping[str, int] | None,
+    ranks: Mapping[str, ModuleRank] | None,
     cache: Mapping[str, Mix | Factors],
 ) -> list[_Merged]:
     if cache and all(m.name in cache for m in modules):
@@ -187,7 +194,7 @@ def _merge(
         some = modules[len(done) : len(done) + len(part.seeds)]
         kept = mix.ranks or [mix.width] * len(some)
         if ranks is not None:
-            kept = [ranks[m.name] for m in some]
+            kept = [ranks[m.name].rank for m in some]
         mix = mix.cut(kept)
         factors, reports = mix.scaled(plan.scale).apply(part), mix.reports
         for i, (module, rank) in enumerate(zip(some, kept, strict=True)):
@@ -202,5 +209,8 @@ def _merge(
                     hint="use --dtype F32",
                 )
             report = dict(reports[i]) if reports else {}
+            if ranks is not None:
+                row = ranks[module.name]
+                report |= {"full_rank": row.full_rank, "cut_off": row.error, "lrc": row.lrc}
             done.append(_Merged(A, B, rank, report))
     return done

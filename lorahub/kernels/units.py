@@ -277,16 +277,22 @@ def _norms(
 
 
 def report_of(clusters: Clusters, units: Units, gram: Tensor) -> list[dict[str, Any]]:
-    """Per module: signed labels (1-based; 0 for units of no weight), sizes, share of energy."""
+    """Per module: labels, sizes, inertia, and the share of energy that the clusters explain.
+
+    Labels count from 1 and carry the signs; 0 marks units of no weight.
+    """
     reports: list[dict[str, Any]] = []
     alive = units.weights > 0
     labels = torch.where(alive, clusters.signs * (clusters.labels + 1), 0.0).long()
     energy = _energy(units, gram)
     share = 1 - clusters.inertia / torch.where(energy > 0, energy, 1.0)
-    for row, kept in zip(labels.tolist(), share.tolist(), strict=True):
+    figures = zip(labels.tolist(), clusters.inertia.tolist(), share.tolist(), strict=True)
+    for row, inertia, kept in figures:
         counts = Counter(abs(label) for label in row if label)
         sizes = [counts[label] for label in sorted(counts)]
-        report: dict[str, Any] = {"labels": row, "sizes": sizes, "explained": round(kept, 6)}
+        report: dict[str, Any] = {
+            "labels": row, "sizes": sizes, "inertia": inertia, "explained": round(kept, 6)
+        }  # fmt: skip
         if len(sizes) > 1 and max(sizes) > DOMINANT * sum(sizes):
             report["warning"] = "one cluster holds over half of the units"
         reports.append(report)
