@@ -36,6 +36,7 @@ BATCH = 64
 EQUAL = tuple(f"{task}_r8_s0" for task in TASKS)
 MIXED = ("langid_r16_s0", "debsec_r4_s0", "codelang_r8_s0", "mansec_r4_s0", "bshift_r8_s0")
 LOUD = ("langid_r8_s0", "debsec_r8_s0", "codelang_r8_s0", "mansec_r8_s0", "loud")
+ELEMENTWISE = ("ties", "dare", "dare_ties", "della", "breadcrumbs", "magnitude_prune")
 CORE = ("iso_c", "iso_cts", "tsv", "knots", "core", "cart", "pico", "karcher")
 
 
@@ -68,7 +69,7 @@ CASES = (
     Case("linear_factors", "linear_factors", options={"scale": 0.4},
          against="task_arithmetic, rank 8"),
     *(_ranked("lego", k) for k in (8, 16, 32)),
-    *(Case(m, m, against="task_arithmetic") for m in CORE),
+    *(Case(m, m, against="task_arithmetic") for m in (*CORE, *ELEMENTWISE)),
     *(_ranked(m, k) for m in ("flat", "iso_c", "tsv", "knots") for k in (8, 16, 32)),
     *(Case(f"mos, packed {n} times", "mos", options={"pack": n, "scale": 0.405},
            against="task_arithmetic") for n in (4, 8, 16)),
