@@ -1,7 +1,15 @@
 """Run every benchmark."""
 
-from benchmarks import elementwise_module, lego_module, model_7b, packs, startup, svd_module
+from benchmarks import (
+    elementwise_module,
+    in_turn,
+    lego_module,
+    model_7b,
+    packs,
+    startup,
+    svd_module,
+)
 
-for part in (startup, svd_module, elementwise_module, lego_module, model_7b, packs):
+for part in (startup, svd_module, elementwise_module, lego_module, model_7b, in_turn, packs):
     print(f"== {part.__name__}")
     part.main()

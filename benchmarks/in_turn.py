@@ -1,0 +1,48 @@
+"""Whole 7B merges in turn in one process, for ratios that a drifting machine leaves alone."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+from benchmarks.data import LLAMA_2_7B, llama_modules, write_adapter
+from benchmarks.model_7b import DATA, RANK
+from lorahub import formats
+from lorahub.adapter import Adapter, Origin, Source
+from lorahub.engine.plan import make_plan
+from lorahub.engine.run import run
+from lorahub.methods.registry import get
+
+ROUNDS = 7
+CASES = {
+    "svd": ({"rank": RANK}, None),
+    "lego": ({"rank": RANK}, None),
+    "welore": ({}, f"rank {RANK}"),
+}
+
+
+def main() -> None:
+    """Print median CPU seconds of four adapters at one worker, and over those of `svd`."""
+    modules = llama_modules(*LLAMA_2_7B)
+    homes = [write_adapter(DATA / "7b-32" / f"a{i}", modules, RANK, i) for i in range(4)]
+    adapters = [Adapter(f.name, Origin(Source.FOLDER, f), formats.inspect(f)) for f in homes]
+    plans = {
+        name: make_plan(adapters, [1.0] * 4, get(name), parameters, budget=budget)
+        for name, (parameters, budget) in CASES.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in plans}
+    out = DATA / "in-turn.safetensors"
+    for _ in range(ROUNDS + 1):
+        for name, plan in plans.items():
+            out.unlink(missing_ok=True)
+            start = time.process_time()
+            run(plan, out, workers=1, device="cpu")
+            times[name].append(time.process_time() - start)
+    out.unlink()
+    medians = {name: statistics.median(found[1:]) for name, found in times.items()}
+    for name, seconds in medians.items():
+        print(f"{name:7s} {seconds:.3f} CPU s, {seconds / medians['svd']:.2f} x svd")
+
+
+if __name__ == "__main__":
+    main()
