@@ -19,6 +19,7 @@ lint: $(VENV)/.test-installed
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.test-installed
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,bench]'
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks
 
 $(VENV)/.installed: pyproject.toml constraints.txt
