@@ -6,7 +6,16 @@ import gc
 
 import typer
 
-from lorahub.cli import catalog, compressing, merging, packing, publishing, upkeep
+from lorahub.cli import (
+    catalog,
+    comparing,
+    compressing,
+    merging,
+    methods,
+    packing,
+    publishing,
+    upkeep,
+)
 
 app = typer.Typer(
     name="lorahub",
@@ -24,7 +33,7 @@ for verb in (
     catalog.show,
     catalog.lineage,
     catalog.rm,
-    merging.compare,
+    comparing.compare,
     merging.merge,
     merging.verify,
     compressing.compress,
@@ -35,7 +44,7 @@ for verb in (
     upkeep.version,
 ):
     app.command()(verb)
-app.add_typer(merging.methods_app, name="methods")
+app.add_typer(methods.methods_app, name="methods")
 app.add_typer(upkeep.config_app, name="config")
 app.add_typer(upkeep.db_app, name="db")
 

@@ -9,51 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from lorahub.cli import sink
-from lorahub.cli.catalog import Ref, Refs
+from lorahub.cli.catalog import Ref
 from lorahub.errors import InvalidRecipeError, UsageError
 from lorahub.events import Finished
 
 if TYPE_CHECKING:
     from lorahub.engine.plan import Plan
-    from lorahub.methods.registry import Method
     from lorahub.recipe import Recipe
     from lorahub.record import Record
-
-
-def compare(
-    references: Refs,
-    modules: Annotated[bool, typer.Option("--modules", help="Also list every module.")] = False,
-    as_json: sink.Json = False,
-) -> None:
-    """Compare adapters: norms, cosines, subspace overlap, sign conflict, effective rank."""
-    from lorahub.workspace import Workspace
-
-    with (
-        sink.errors("compare", as_json=as_json),
-        sink.progress() as listener,
-        Workspace.open() as workspace,
-    ):
-        result = workspace.compare(references, listener=listener)
-    if as_json:
-        sink.print_json(result)
-        return
-    sink.print_table(
-        ("adapter", "norm", "effective rank"),
-        ((n.adapter, f"{n.norm:.4g}", f"{n.effective_rank:.2f}") for n in result.norms),
-    )
-    headers = ("module", "one", "other", "cosine", "overlap A", "overlap B", "sign conflict")
-    parts = [("all", result.pairs)]
-    if modules:
-        parts += [(m.module, m.pairs) for m in result.modules]
-    sink.print_table(
-        headers,
-        (
-            (where, p.one, p.other, f"{p.cosine:+.4f}", f"{p.overlap_a:.4f}",
-             f"{p.overlap_b:.4f}", f"{p.sign_conflict:.3f}")
-            for where, pairs in parts
-            for p in pairs
-        ),
-    )  # fmt: skip
 
 
 def merge(
@@ -302,54 +265,3 @@ def verify(reference: Ref, as_json: sink.Json = False) -> None:
                 ("kept", ", ".join(f"{k:.1%}" for k in check.retained)),
             ),
         )
-
-
-methods_app = typer.Typer(help="The merge methods.", no_args_is_help=False)
-
-
-@methods_app.callback(invoke_without_command=True)
-def methods(context: typer.Context, as_json: sink.Json = False) -> None:
-    """List the merge methods."""
-    if context.invoked_subcommand is not None:
-        return
-    from lorahub.methods.registry import methods as all_methods
-
-    found = list(all_methods().values())
-    if as_json:
-        sink.print_json([_describe(m) for m in found])
-        return
-    sink.print_table(
-        ("method", "parameters", "what it does"),
-        ((m.name, ", ".join(m.schema.model_fields), m.summary) for m in found),
-    )
-
-
-@methods_app.command("show")
-def show_method(
-    name: Annotated[str, typer.Argument(help="Name of the method.")], as_json: sink.Json = False
-) -> None:
-    """Show one method: idea, paper, parameters."""
-    from lorahub.methods.registry import get
-
-    with sink.errors("methods show", as_json=as_json):
-        method = get(name)
-        if as_json:
-            sink.print_json(_describe(method))
-            return
-        sink.print_text(f"{method.name}: {method.title}\n{method.paper}\n\n{method.doc}\n")
-        properties = method.schema.model_json_schema().get("properties", {})
-        sink.print_table(
-            ("parameter", "default", "meaning"),
-            ((k, v.get("default"), v.get("description")) for k, v in properties.items()),
-        )
-
-
-def _describe(method: Method) -> dict[str, Any]:
-    return {
-        "name": method.name,
-        "title": method.title,
-        "summary": method.summary,
-        "doc": method.doc,
-        "paper": method.paper,
-        "schema": method.schema.model_json_schema(),
-    }

@@ -1,0 +1,20 @@
+"""The workspace: everything lorahub does, as typed functions on one object.
+
+The command line and the terminal UI call these and add no logic of their own. Each file here is
+one subject; `Workspace` is all of them.
+"""
+
+from lorahub.workspace.comparing import Comparing
+from lorahub.workspace.deriving import Deriving
+from lorahub.workspace.merging import Merging
+from lorahub.workspace.packing import Packing
+from lorahub.workspace.publishing import Publishing
+
+__all__ = ["Workspace"]
+
+
+class Workspace(Merging, Comparing, Deriving, Packing, Publishing):
+    """A catalog with the means to fill it, merge from it and publish from it.
+
+    Use as a context manager, or call `close`.
+    """

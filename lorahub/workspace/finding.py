@@ -1,0 +1,62 @@
+"""Looking into the catalog, and taking things out of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+from lorahub.adapter import Adapter
+from lorahub.lookup import get
+from lorahub.workspace.base import Base
+from store import AdapterFilter, AdapterSummary, ParentLink
+
+
+class Finding(Base):
+    """What there is."""
+
+    def get(self, reference: str) -> Adapter:
+        """The catalogued adapter a reference means: name, id, folder or repository.
+
+        Raises:
+            NotFoundError: Nothing in the catalog goes by it.
+            ConflictError: An id prefix that means several.
+        """
+        return get(self.catalog, reference)
+
+    def adapters(
+        self,
+        where: AdapterFilter | None = None,
+        *,
+        sort: str = "name",
+        descending: bool = False,
+        limit: int = 50,
+        offset: int = 0,
+    ) -> list[AdapterSummary]:
+        """One page of the catalog."""
+        return self.catalog.adapters(
+            where, sort=sort, descending=descending, limit=limit, offset=offset
+        )
+
+    def search(self, words: str, *, limit: int = 50) -> list[AdapterSummary]:
+        """Full-text search, best first."""
+        return self.catalog.search(words, limit=limit)
+
+    def parents(self, adapter: Adapter) -> tuple[ParentLink, ...]:
+        """What a merged adapter came from, in recipe order."""
+        return self.catalog.parents(adapter.id)
+
+    def remove(self, references: Sequence[str], *, files: bool = False) -> tuple[Adapter, ...]:
+        """Take adapters out of the catalog; with ``files``, also delete merged folders.
+
+        Files of the Hub's cache and of the user's own folders are never deleted.
+
+        Raises:
+            NotFoundError: A reference names nothing; then none is removed.
+        """
+        adapters = tuple(self.get(reference) for reference in references)
+        for adapter in adapters:
+            self.catalog.remove(adapter.id)
+            ours = adapter.origin.folder.is_relative_to(self.config.home)
+            if files and ours:
+                shutil.rmtree(adapter.origin.folder, ignore_errors=True)
+        return adapters

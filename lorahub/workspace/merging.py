@@ -1,0 +1,83 @@
+"""Merging, and checking what was merged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lorahub.events import Listener, ignore
+from lorahub.merging import Merged, Merger, plan_for
+from lorahub.record import Verification
+from lorahub.workspace.pulling import Pulling
+
+if TYPE_CHECKING:
+    from lorahub.engine.plan import Plan
+    from lorahub.recipe import Recipe
+
+
+class Merging(Pulling):
+    """Recipes in, verified adapters out."""
+
+    def plan(self, recipe: Recipe, *, listener: Listener = ignore) -> Plan:
+        """Resolve a recipe's references (pulling what is missing) and check that it can work.
+
+        Raises:
+            InvalidRecipeError: The recipe, its method or a parameter is wrong.
+            IncompatibleError: The adapters do not fit together.
+            UnsupportedAdapterError: One of them cannot be merged.
+            NotFoundError: A reference names nothing.
+            IntegrityError: A source is not what the recipe pinned.
+        """
+        from lorahub.methods.registry import get as get_method
+
+        get_method(recipe.method).parameters(recipe.parameters)
+        return plan_for(recipe, [self._source(s.adapter, listener) for s in recipe.sources])
+
+    def merge(
+        self,
+        recipe: Recipe,
+        *,
+        device: str = "auto",
+        workers: int | None = None,
+        force: bool = False,
+        listener: Listener = ignore,
+    ) -> Merged:
+        """Execute a recipe: the merged adapter is written whole, verified and catalogued.
+
+        The folder gets the weights, their config, ``lorahub.json`` (the record),
+        ``recipe.yaml`` (sources pinned) and a model card. A repeat that would give the same
+        result leaves what is there.
+
+        Args:
+            recipe: What to merge; its output must name a catalog name or a folder.
+            device: ``auto``, ``cpu``, ``cuda[:N]`` or ``mps``.
+            workers: Threads; None takes the CPUs this process may use, at most 8.
+            force: Replace an output of the same name or folder.
+            listener: Receives progress.
+
+        Raises:
+            ConflictError: The output exists and is something else.
+            VerificationError: The result is further from its definition than its dtype allows;
+                nothing is written.
+            LorahubError: As `plan`, and StorageError.
+        """
+        merger = Merger(self.config, self.catalog)
+        merger.target(recipe)
+        return merger.merge(
+            recipe,
+            self.plan(recipe, listener=listener),
+            device=device,
+            workers=workers,
+            force=force,
+            listener=listener,
+        )
+
+    def verify(self, reference: str, *, listener: Listener = ignore) -> Verification:
+        """Recompute a merged adapter from its lineage and compare.
+
+        Raises:
+            UsageError: It is not the result of a merge.
+            NotFoundError: A source is no longer in the catalog.
+            IntegrityError: A source or the result changed since the merge.
+            VerificationError: It is further from its definition than its dtype allows.
+        """
+        return Merger(self.config, self.catalog).verify(self.get(reference), listener)

@@ -1,0 +1,70 @@
+"""Giving adapters away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorahub.integrity import check_unchanged
+from lorahub.publishing import export, publishable
+from lorahub.workspace.finding import Finding
+
+if TYPE_CHECKING:
+    from lorahub.hub import Pushed
+
+
+class Publishing(Finding):
+    """Exports and publications."""
+
+    def export(self, reference: str, folder: Path, *, format_name: str = "peft") -> Path:
+        """Copy an adapter into a new folder as PEFT reads it.
+
+        Raises:
+            UsageError: An unknown format.
+            UnsupportedAdapterError: The adapter is not in PEFT's format.
+            ConflictError: The folder exists and holds something else.
+            IntegrityError: Its files changed since they were catalogued.
+        """
+        adapter = self.get(reference)
+        check_unchanged(adapter)
+        target = folder.expanduser().absolute()
+        export(adapter, target, self.config.home / "locks", format_name=format_name)
+        self.catalog.record_export(adapter.id, target, format_name)
+        return target
+
+    def push(
+        self,
+        reference: str,
+        repo_id: str,
+        *,
+        private: bool = False,
+        create_pr: bool = False,
+        message: str | None = None,
+        dry_run: bool = False,
+        endpoint: str | None = None,
+        token_env: str | None = None,
+    ) -> Pushed:
+        """Publish an adapter on the Hub in one commit.
+
+        Raises:
+            AuthError: No token, or one that may not write there.
+            ConflictError: The repository is public where a private one was asked for.
+            NetworkError: The Hub does not answer.
+            IntegrityError: Its files changed since they were catalogued.
+        """
+        adapter = self.get(reference)
+        check_unchanged(adapter)
+        hub = self.hub(endpoint=endpoint, token_env=token_env)
+        pushed = hub.push(
+            publishable(adapter),
+            repo_id,
+            private=private,
+            create_pr=create_pr,
+            message=message or f"Upload {adapter.name}",
+            dry_run=dry_run,
+        )
+        if pushed.changed and not dry_run:
+            self.catalog.record_push(
+                adapter.id, repo_id, hub.endpoint, pushed.revision or "", pushed.url
+            )
+        return pushed

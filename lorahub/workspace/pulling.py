@@ -1,0 +1,66 @@
+"""Bringing adapters in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lorahub.adapter import Adapter, Reference
+from lorahub.events import Listener, ignore
+from lorahub.lookup import find, is_folder
+from lorahub.pulling import Pulled, Puller
+from lorahub.workspace.finding import Finding
+
+
+class Pulling(Finding):
+    """Adapters from Hubs, folders and packs."""
+
+    def pull(
+        self,
+        references: Sequence[str],
+        *,
+        name: str | None = None,
+        all_files: bool = False,
+        allow_pickle: bool = False,
+        endpoint: str | None = None,
+        token_env: str | None = None,
+        listener: Listener = ignore,
+    ) -> tuple[Pulled, ...]:
+        """Bring adapters into the catalog, several at a time.
+
+        Args:
+            references: Hub repositories or folders.
+            name: Catalog name; only for a single reference.
+            all_files: Fetch every file of a repository, not only the adapter's.
+            allow_pickle: Read ``.bin`` weights (plain tensors only) and convert them.
+            endpoint: Hub endpoint instead of the configured one.
+            token_env: Environment variable that holds the token.
+            listener: Receives progress.
+
+        Returns:
+            One outcome per reference, in order; failures of single references do not raise.
+
+        Raises:
+            UsageError: No reference, or a name for several.
+        """
+        return Puller(self.config, self.catalog).pull(
+            references,
+            self.hub(endpoint=endpoint, token_env=token_env),
+            name=name,
+            all_files=all_files,
+            allow_pickle=allow_pickle,
+            listener=listener,
+        )
+
+    def _source(self, text: str, listener: Listener) -> Adapter:
+        reference = Reference.parse(text)
+        if not (reference.is_path or reference.pack or is_folder(reference)):
+            found = find(self.catalog, reference)
+            if found is not None:
+                return found
+            if reference.repo_id is None:
+                return self.get(text)
+        (pulled,) = self.pull([text], listener=listener)
+        if pulled.error is not None:
+            raise pulled.error
+        assert pulled.adapter is not None
+        return pulled.adapter
