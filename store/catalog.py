@@ -8,12 +8,13 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from store.adapters import Adapters
+from store.facets import Facets
 from store.listing import Listing
 from store.publications import Publications
 from store.runs import Runs
 
 
-class Catalog(Adapters, Listing, Runs, Publications):
+class Catalog(Adapters, Listing, Facets, Runs, Publications):
     """An open catalog. Every method is one transaction; values go in and out, rows never."""
 
     def check(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import typer
 
 from lorahub.cli import sink
 from lorahub.errors import ExitCode, UsageError
+from lorahub.events import Finished
 
 if TYPE_CHECKING:
     from lorahub.pulling import Pulled
@@ -32,14 +33,16 @@ def pull(
     ] = False,
     endpoint: sink.Endpoint = None,
     token_env: sink.TokenEnv = None,
+    events: sink.Events = None,
     as_json: sink.Json = False,
 ) -> None:
     """Bring adapters from the Hub or from folders into the catalog."""
     from lorahub.workspace import Workspace
 
+    lines = events is not None
     with (
-        sink.errors("pull", as_json=as_json),
-        sink.progress() as listener,
+        sink.errors("pull", as_json=as_json, events=lines),
+        sink.progress(events=lines) as listener,
         Workspace.open() as workspace,
     ):
         pulled = workspace.pull(
@@ -51,15 +54,15 @@ def pull(
             token_env=token_env,
             listener=listener,
         )
-        _report_pull(pulled, as_json=as_json)
+        _report_pull(pulled, as_json=as_json, events=lines)
 
 
-def _report_pull(pulled: tuple[Pulled, ...], *, as_json: bool) -> None:
+def _report_pull(pulled: tuple[Pulled, ...], *, as_json: bool, events: bool) -> None:
     failed = [p for p in pulled if p.error is not None]
     if len(pulled) == 1 and failed and failed[0].error is not None:
         raise failed[0].error
     status = "ok" if not failed else "partial" if len(failed) < len(pulled) else "error"
-    if as_json:
+    if as_json or events:
         rows = [
             {
                 "reference": p.reference,
@@ -71,9 +74,12 @@ def _report_pull(pulled: tuple[Pulled, ...], *, as_json: bool) -> None:
             }
             for p in pulled
         ]
-        sink.print_act("pull", rows, status=status)
+        if events:
+            sink.print_event(Finished({"status": status, "pulled": rows}))
+        else:
+            sink.print_act("pull", rows, status=status)
     for p in pulled:
-        if p.adapter is not None and not as_json:
+        if p.adapter is not None and not (as_json or events):
             info = p.adapter.info
             sink.print_text(f"{p.adapter.name}\t{p.state}\t{len(info.modules)} modules")
         if p.error is not None:
