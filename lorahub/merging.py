@@ -56,6 +56,7 @@ def plan_for(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
         LorahubError: As `lorahub.workspace.Workspace.plan`.
     """
     from lorahub.engine.plan import make_plan
+    from lorahub.engine.weights import spread
     from lorahub.methods.registry import get
 
     for source, adapter in zip(recipe.sources, adapters, strict=True):
@@ -70,6 +71,7 @@ def plan_for(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
         [source.weight for source in recipe.sources],
         get(recipe.method),
         recipe.parameters,
+        patterns=spread(recipe.weights, [source.weights for source in recipe.sources], adapters),
         scale=recipe.scale,
         normalize=recipe.normalize,
         allocate=recipe.allocate,

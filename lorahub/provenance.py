@@ -24,14 +24,19 @@ def parents_of(plan: Plan) -> tuple[Parent, ...]:
             reference=(f"{a.origin.repo_id}@{a.origin.revision}" if a.origin.repo_id else a.name),
             content_hash=a.info.content_hash,
             weight=weight,
+            weights=patterns,
             factor=factor,
             repo_id=a.origin.repo_id,
             revision=a.origin.revision,
             endpoint=a.origin.endpoint,
             license=a.info.license,
         )
-        for a, weight, factor in zip(
-            plan.adapters, plan.weights, plan.factors or [1.0] * len(plan.adapters), strict=True
+        for a, weight, patterns, factor in zip(
+            plan.adapters,
+            plan.weights,
+            plan.patterns,
+            plan.factors or [1.0] * len(plan.adapters),
+            strict=True,
         )
     )
 
@@ -50,7 +55,12 @@ def pinned_recipe(plan: Plan, name: str) -> Recipe:
         method=plan.method.name,
         parameters={k: v for k, v in plan.parameters.items() if v is not None},
         sources=tuple(
-            SourceSpec(adapter=p.reference, weight=p.weight, sha256=p.content_hash)
+            SourceSpec(
+                adapter=p.reference,
+                weight=p.weight,
+                weights=dict(p.weights),
+                sha256=p.content_hash,
+            )
             for p in parents_of(plan)
         ),
         scale=plan.scale,
@@ -79,6 +89,7 @@ def plan_again(record: Record, parents: Sequence[Adapter]) -> Plan:
         [p.weight for p in record.parents],
         get(record.method),
         record.parameters,
+        patterns=[p.weights for p in record.parents],
         scale=record.scale,
         normalize=record.normalize,
         allocate=record.allocate,  # type: ignore[arg-type]  # make_plan wrote it

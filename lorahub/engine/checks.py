@@ -16,6 +16,7 @@ from lorahub.methods.registry import Method
 
 if TYPE_CHECKING:
     from lorahub.engine.plan import Member, PlannedModule
+    from lorahub.engine.weights import WeightsFor
 
 
 def check_numbers(
@@ -29,7 +30,9 @@ def check_numbers(
     if not adapters:
         raise InvalidRecipeError("there is nothing to merge", hint="name at least one adapter")
     if len(adapters) != len(weights):
-        raise InvalidRecipeError(f"{len(adapters)} adapters but {len(weights)} weights")
+        raise InvalidRecipeError(
+            f"{len(adapters)} adapters but {len(weights)} weights", hint="give each one weight"
+        )
     if method.most_adapters is not None and len(adapters) > method.most_adapters:
         raise InvalidRecipeError(
             f"method '{method.name}' merges {method.most_adapters} adapters, not {len(adapters)}",
@@ -59,6 +62,31 @@ def check_numbers(
         )
     if dtype is not None and dtype not in {"F32", "F16", "BF16"}:
         raise InvalidRecipeError(f"dtype '{dtype}' is not one of F32, F16, BF16")
+
+
+def check_patterns(
+    adapters: Sequence[Adapter], patterns: Sequence[WeightsFor], method: Method
+) -> None:
+    """Refuse weights by pattern that cannot be, or that the method does not take."""
+    if len(adapters) != len(patterns):
+        raise InvalidRecipeError(
+            f"{len(adapters)} adapters but {len(patterns)} sets of weights by pattern",
+            hint="give one for each adapter, empty where there is nothing to say",
+        )
+    for adapter, some in zip(adapters, patterns, strict=True):
+        if some and method.equal_weights:
+            raise InvalidRecipeError(
+                f"method '{method.name}' weighs all adapters alike, but '{adapter.name}' has "
+                f"weights by pattern ('{next(iter(some))}')",
+                hint="drop the weights, or use method 'svd'",
+            )
+        for pattern, weight in some.items():
+            if not math.isfinite(weight):
+                raise InvalidRecipeError(
+                    f"the weight of '{adapter.name}' for '{pattern}' is {weight}, not a finite "
+                    "number",
+                    hint="give it as PATTERN=WEIGHT with a number",
+                )
 
 
 def check_kinds(adapters: Sequence[Adapter]) -> None:

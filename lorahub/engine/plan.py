@@ -19,11 +19,13 @@ from lorahub.engine.checks import (
     check_coverage,
     check_kinds,
     check_numbers,
+    check_patterns,
     check_rank,
     check_same,
     common_base,
 )
 from lorahub.engine.sizes import Budget, PackTarget, budget_for, pack_target
+from lorahub.engine.weights import WeightsFor, module_weights
 from lorahub.kernels.allocation import Rule
 from lorahub.methods.registry import Method
 
@@ -93,6 +95,7 @@ class Plan:
     Attributes:
         adapters: The sources in recipe order.
         weights: Their weights.
+        patterns: Per source, the weights that replace its own at the modules that they match.
         method: The merge method.
         parameters: Its parameters, defaults filled in.
         scale: Factor on the merged delta.
@@ -114,6 +117,7 @@ class Plan:
 
     adapters: tuple[Adapter, ...]
     weights: tuple[float, ...]
+    patterns: tuple[WeightsFor, ...]
     method: Method
     parameters: Mapping[str, Any]
     scale: float
@@ -168,7 +172,8 @@ class Plan:
         body = {
             "lorahub": LORAHUB_VERSION,
             "parents": [
-                [a.info.content_hash, w] for a, w in zip(self.adapters, self.weights, strict=True)
+                [a.info.content_hash, w, *map(list, p.items())]
+                for a, w, p in zip(self.adapters, self.weights, self.patterns, strict=True)
             ],
             "method": self.method.name,
             "parameters": dict(self.parameters),
@@ -189,6 +194,7 @@ def make_plan(
     method: Method,
     parameters: Mapping[str, Any],
     *,
+    patterns: Sequence[WeightsFor] = (),
     scale: float | None = None,
     normalize: bool | None = None,
     allocate: Rule | None = None,
@@ -205,6 +211,8 @@ def make_plan(
         weights: One finite number per adapter.
         method: The merge method.
         parameters: Its parameters as the user gave them.
+        patterns: Per adapter, weights by pattern, which replace its weight at the modules that
+            they match, as `lorahub.engine.weights` says; none at all when empty.
         scale: Factor on the merged delta; None takes the method's default.
         normalize: Whether every adapter gets the same norm first; None takes the method's
             default.
@@ -224,12 +232,14 @@ def make_plan(
         UnsupportedAdapterError: A source that cannot be merged, with the reasons.
         IncompatibleError: Sources that do not fit together.
     """
+    patterns = patterns or [{}] * len(adapters)
     check_numbers(adapters, weights, scale, dtype, method)
+    check_patterns(adapters, patterns, method)
     filled = method.parameters(parameters)
     check_kinds(adapters)
     warnings = [f"{a.name}: {w}" for a in adapters for w in a.info.warnings]
     base = common_base(adapters, base_model, warnings)
-    members = _group(adapters, weights, method)
+    members = _group(adapters, weights, patterns, method)
     notes = check_coverage(adapters, members)
     modules = _plan_modules(members, method, filled)
     check_rank(filled.get("rank"), modules, notes)
@@ -247,6 +257,7 @@ def make_plan(
     return Plan(
         adapters=tuple(adapters),
         weights=tuple(float(w) for w in weights),
+        patterns=tuple({p: float(w) for p, w in some.items()} for some in patterns),
         method=method,
         parameters=filled,
         scale=method.default_scale(len(adapters)) if scale is None else float(scale),
@@ -269,15 +280,21 @@ def make_plan(
 _Members = Mapping[str, list[Member]]
 
 
-def _group(adapters: Sequence[Adapter], weights: Sequence[float], method: Method) -> _Members:
+def _group(
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    patterns: Sequence[WeightsFor],
+    method: Method,
+) -> _Members:
     """Members by module name; shapes and kinds are checked to agree."""
     found: dict[str, list[Member]] = defaultdict(list)
-    for index, (adapter, weight) in enumerate(zip(adapters, weights, strict=True)):
+    for index, adapter in enumerate(adapters):
+        weight_of = module_weights(adapter, weights[index], patterns[index])
         for module in adapter.info.modules:
             first = found[module.name][0] if found[module.name] else None
             if first is not None:
                 check_same(adapters[first.adapter], first.module, adapter, module, method)
-            found[module.name].append(Member(index, module, float(weight)))
+            found[module.name].append(Member(index, module, weight_of[module.name]))
     if method.equal_weights:
         found = defaultdict(
             list,
@@ -297,7 +314,8 @@ def _plan_modules(
         m = group[0].module
         bound = method.rank_bound([g.module.rank for g in group], min(m.d_in, m.d_out), parameters)
         planned.append(PlannedModule(name, m.kind, m.d_in, m.d_out, tuple(group), bound))
-    return tuple(sorted(planned, key=lambda p: (p.shape, p.name)))
+    # Modules of one shape and of the same weights make one batch.
+    return tuple(sorted(planned, key=lambda p: (p.shape, p.weights, p.name)))
 
 
 def _common_dtype(members: _Members) -> str:
