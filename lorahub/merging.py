@@ -410,7 +410,7 @@ def _pinned(plan: Plan, name: str) -> Recipe:
         method=plan.method.name,
         parameters={k: v for k, v in plan.parameters.items() if v is not None},
         sources=tuple(
-            SourceSpec(adapter=p.reference, weight=p.weight, sha256=p.content_hash)
+            SourceSpec(adapter=p.pinned, weight=p.weight, sha256=p.content_hash)
             for p in _parents(plan)
         ),
         scale=plan.scale,

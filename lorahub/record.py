@@ -45,6 +45,13 @@ class Parent:
     license: str | None = None
     factor: float = 1.0
 
+    @property
+    def pinned(self) -> str:
+        """A reference that means the same source on another machine, where there can be one."""
+        if self.endpoint and self.repo_id:
+            return f"{self.endpoint.rstrip('/')}/{self.repo_id}@{self.revision}"
+        return self.reference
+
 
 @dataclass(frozen=True, slots=True)
 class Verification:

@@ -10,10 +10,11 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from store.adapters import Adapters
 from store.listing import Listing
 from store.publications import Publications
+from store.remote import Remote
 from store.runs import Runs
 
 
-class Catalog(Adapters, Listing, Runs, Publications):
+class Catalog(Adapters, Listing, Runs, Publications, Remote):
     """An open catalog. Every method is one transaction; values go in and out, rows never."""
 
     def check(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Column,
     Double,
     ForeignKey,
@@ -150,3 +151,19 @@ push_table = Table(
     Column("created_at", Text, nullable=False),
 )
 """One publication of an adapter on a Hub."""
+
+outline_table = Table(
+    "outlines",
+    metadata,
+    Column("endpoint", Text, primary_key=True),
+    Column("repo_id", Text, primary_key=True),
+    Column("revision", Text, primary_key=True),
+    Column("format", Text, nullable=False),
+    Column("rank_min", Integer, nullable=False),
+    Column("rank_max", Integer, nullable=False),
+    Column("targets", JSON, nullable=False),
+    Column("dtype", Text, nullable=False),
+    Column("modules", Integer, nullable=False),
+    Column("weights_bytes", BigInteger, nullable=False),
+)
+"""What the header of a weights file on a Hub told; the default Hub has the empty endpoint."""

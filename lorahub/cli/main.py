@@ -10,10 +10,12 @@ from lorahub.cli import (
     catalog,
     comparing,
     compressing,
+    discovering,
     merging,
     methods,
     packing,
     publishing,
+    pulling,
     upkeep,
 )
 
@@ -27,7 +29,9 @@ app = typer.Typer(
 )
 
 for verb in (
-    catalog.pull,
+    discovering.discover,
+    pulling.pull,
+    discovering.update,
     catalog.ls,
     catalog.search,
     catalog.show,
