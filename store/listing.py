@@ -97,7 +97,7 @@ class Listing(Database):
 
 
 def conditions(where: AdapterFilter | None) -> list[ColumnElement[bool]]:
-    """What a row must fulfil to match."""
+    """What a filter asks of the adapters' table."""
     if where is None:
         return []
     conditions: list[ColumnElement[bool]] = []

@@ -1,4 +1,4 @@
-"""Driving the terminal UI in tests: start it, press keys, wait until it is idle, read the screen."""
+"""Driving the terminal UI in tests: press keys, wait until it is idle, read the screen."""
 
 from __future__ import annotations
 

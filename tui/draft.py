@@ -98,8 +98,11 @@ class Draft:
         if not plain or set(self.rest) - known or set(output) - {"name"}:
             return "lorahub merge recipe.yaml"
         parts = ["lorahub", "merge"]
-        for one in (i for i in self.inputs if not i.muted):
-            parts.append(one.adapter if one.weight == 1 else f"{one.adapter}:{one.weight:g}")
+        parts += [
+            i.adapter if i.weight == 1 else f"{i.adapter}:{i.weight:g}"
+            for i in self.inputs
+            if not i.muted
+        ]
         parts += ["--method", self.method]
         for name, value in self.parameters.items():
             parts += [f"--{name}", str(value)] if name in {"rank", "energy"} else [

@@ -264,7 +264,7 @@ def _write(folder: Path, body: Mapping[str, Any]) -> None:
 
 
 def _held(folder: Path) -> bool:
-    """Whether a process holds the job's lock: it lives. Process numbers come again, locks do not."""
+    """Whether a process holds the job's lock, and so lives; process numbers come again."""
     try:
         with (folder / "lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -21,8 +21,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 Events = Annotated[
     Literal["jsonl"] | None, typer.Option("--events", help="Events as JSON lines on stdout.")
 ]
+Remote = Annotated[
+    str | None, typer.Option("--remote", help="Name of a Hub in config.toml: [remotes.NAME].")
+]
 Endpoint = Annotated[
-    str | None, typer.Option("--endpoint", help="Hub endpoint instead of the configured one.")
+    str | None, typer.Option("--endpoint", help="Address of a Hub instead of the configured one.")
 ]
 TokenEnv = Annotated[
     str | None, typer.Option("--token-env", help="Environment variable with the Hub token.")

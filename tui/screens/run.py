@@ -25,7 +25,10 @@ COLUMNS = (
     Column("progress", 22, importance=8),
     Column("since", 8, importance=2),
 )
-EMPTY = "No jobs.\nA merge (2), a pull (6) or an export (1) becomes one, and goes on\nwhile you look elsewhere."
+EMPTY = (
+    "No jobs.\nA merge (2), a pull (6) or an export (1) becomes one, and goes on\n"
+    "while you look elsewhere."
+)
 MARKS = {"waiting": ".", "running": ">", "paused": "=", "finished": " ", "failed": "!"}
 
 
