@@ -125,6 +125,7 @@ def merge(
                     ("folder", merged.adapter.origin.folder),
                     ("method", record.method),
                     ("scale", f"{record.scale:g}"),
+                    *_normalized(record),
                     ("modules", record.modules),
                     ("rank", record.rank),
                     ("dtype", record.dtype),
@@ -134,6 +135,12 @@ def merge(
                     ("kept", ", ".join(f"{k:.1%}" for k in check.retained)),
                 ),
             )
+
+
+def _normalized(record: Record) -> list[tuple[str, str]]:
+    if not record.normalize:
+        return []
+    return [("normalized by", ", ".join(f"{p.factor:.3g}" for p in record.parents))]
 
 
 def _packed(record: Record) -> list[tuple[str, str]]:
