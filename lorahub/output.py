@@ -106,6 +106,30 @@ def _beside(target: Path, locks: Path) -> Iterator[Path]:
         ) from error
 
 
+def write_text(target: Path, text: str) -> None:
+    """Write a text file in one step, in place of what was there.
+
+    Raises:
+        StorageError: The disk is full, read-only or failing.
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.partial-", dir=target.parent)
+        partial = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            partial.chmod(0o666 & ~_umask())
+            _sync(partial)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{target}: cannot be written ({error.strerror or error})",
+            hint="free some space, or write to another folder",
+        ) from error
+
+
 def _move(partial: Path, target: Path, *, replace: bool) -> None:
     if replace and target.exists():
         old = partial.with_name(f"{partial.name}-old")
