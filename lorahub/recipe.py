@@ -30,7 +30,7 @@ class _Strict(BaseModel):
 
 
 Weight = Annotated[float, Field(allow_inf_nan=False)]
-WeightsFor = dict[Annotated[str, Field(min_length=1)], Weight]
+_ByPattern = dict[Annotated[str, Field(min_length=1)], Weight]
 
 
 class SourceSpec(_Strict):
@@ -42,7 +42,7 @@ class SourceSpec(_Strict):
 
     adapter: Annotated[str, Field(min_length=1)]
     weight: Weight = 1.0
-    weights: WeightsFor = Field(default_factory=dict)
+    weights: _ByPattern = Field(default_factory=dict)
     sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$")] = None
 
 
@@ -62,7 +62,7 @@ class Recipe(_Strict):
 
     method: str
     sources: Annotated[tuple[SourceSpec, ...], Field(min_length=1)]
-    weights: WeightsFor = Field(default_factory=dict)
+    weights: _ByPattern = Field(default_factory=dict)
     parameters: dict[str, Any] = Field(default_factory=dict)
     scale: Annotated[float | None, Field(allow_inf_nan=False)] = None
     normalize: bool | None = None
