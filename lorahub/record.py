@@ -48,6 +48,13 @@ class Parent:
     factor: float = 1.0
     weights: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def pinned(self) -> str:
+        """A reference that means the same source on another machine, where there can be one."""
+        if self.endpoint and self.repo_id:
+            return f"{self.endpoint.rstrip('/')}/{self.repo_id}@{self.revision}"
+        return self.reference
+
 
 @dataclass(frozen=True, slots=True)
 class Verification:
