@@ -109,6 +109,11 @@ def _parent_cell(parent: Parent) -> str:
     return _plain(_last_part(parent.reference))
 
 
+def _weight_cell(parent: Parent) -> str:
+    others = "".join(f", {w:g} at {_plain(pattern)}" for pattern, w in parent.weights.items())
+    return f"{parent.weight:g}{others}"
+
+
 def _base(name: str | None) -> str:
     if _is_repo_id(name):
         return f"`{name}`"
@@ -133,7 +138,8 @@ def _body(
 ) -> str:
     check = record.verification
     rows = "\n".join(
-        f"| {_parent_cell(p)} | {p.weight:g} | {_plain(p.license or 'not stated')} | {kept:.1%} |"
+        f"| {_parent_cell(p)} | {_weight_cell(p)} | {_plain(p.license or 'not stated')} "
+        f"| {kept:.1%} |"
         for p, kept in zip(record.parents, check.retained, strict=True)
     )
     parameters = ", ".join(

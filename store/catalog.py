@@ -12,9 +12,17 @@ from store.listing import Listing
 from store.publications import Publications
 from store.remote import Remote
 from store.runs import Runs
+from store.sketches import Sketches
 
 
-class Catalog(Adapters, Listing, Runs, Publications, Remote):
+class Catalog(
+    Adapters,
+    Listing,
+    Publications,
+    Remote,
+    Runs,
+    Sketches,
+):
     """An open catalog. Every method is one transaction; values go in and out, rows never."""
 
     def check(self) -> tuple[str, ...]:
