@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 
 import typer
 
@@ -60,6 +61,9 @@ app.add_typer(upkeep.db_app, name="db")
 
 def run() -> None:
     """Entry point of the ``lorahub`` command."""
+    # The Hub client's own log lines and bars would mix with ours; it reads these when imported.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     finally:
