@@ -1,4 +1,4 @@
-"""Writing a folder all at once: nobody ever sees half of it."""
+"""Writing a folder or a file all at once: nobody ever sees half of it."""
 
 from __future__ import annotations
 
@@ -67,6 +67,30 @@ def new_folder(target: Path, locks: Path, *, replace: bool = False) -> Iterator[
                 shutil.rmtree(partial, ignore_errors=True)
     except Timeout as error:
         raise ConflictError(f"{target}: another lorahub is writing it right now") from error
+    except OSError as error:
+        raise StorageError(
+            f"{target}: cannot be written ({error.strerror or error})",
+            hint="free some space, or write to another folder",
+        ) from error
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a text file in one step, in place of what was there.
+
+    Raises:
+        StorageError: The disk is full, read-only or failing.
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.partial-", dir=target.parent)
+        partial = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            partial.chmod(0o666 & ~_umask())
+            _sync(partial)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(
             f"{target}: cannot be written ({error.strerror or error})",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorahub.errors import UsageError
 from lorahub.events import Listener, ignore
+from lorahub.output import write_text
 from lorahub.workspace.pulling import Pulling
 
 if TYPE_CHECKING:
@@ -16,15 +18,37 @@ if TYPE_CHECKING:
 class Comparing(Pulling):
     """How adapters relate to each other."""
 
-    def compare(self, references: Sequence[str], *, listener: Listener = ignore) -> Comparison:
-        """Norms, cosines, subspace overlap, sign conflict and effective rank, from factors.
+    def compare(
+        self,
+        references: Sequence[str],
+        *,
+        plot: Path | None = None,
+        workers: int | None = None,
+        listener: Listener = ignore,
+    ) -> Comparison:
+        """Norms, spectra, subspace overlap and sign conflict, from factors.
+
+        Args:
+            references: Two or more adapters.
+            plot: SVG file to draw them into; what is there is replaced.
+            workers: Threads; None takes the CPUs this process may use, at most 8.
+            listener: Receives progress.
 
         Raises:
-            UsageError: Fewer than two adapters.
-            IncompatibleError: They share no module of one shape.
+            UsageError: Fewer than two adapters, or a plot that is no ``.svg`` file.
+            LorahubError: What `lorahub.engine.compare.compare` raises, and StorageError.
         """
-        from lorahub.engine.compare import compare
-
         if len(references) < 2:
-            raise UsageError("compare needs at least two adapters")
-        return compare([self._source(r, listener) for r in references], listener=listener)
+            raise UsageError(
+                "comparing needs at least two adapters", hint="name another; see `lorahub ls`"
+            )
+        if plot is not None and plot.suffix != ".svg":
+            raise UsageError(f"{plot}: a plot is an SVG file", hint="give a name that ends in .svg")
+        from lorahub.engine.compare import compare
+        from lorahub.engine.pictures import chart
+
+        adapters = [self._source(r, listener) for r in references]
+        found = compare(adapters, workers=workers, listener=listener)
+        if plot is not None:
+            write_text(plot.expanduser().absolute(), chart(found))
+        return found
