@@ -17,14 +17,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from lorahub.cli.main import app
 from lorahub.engine.compare import Comparison, Norms, Pair, compare, split_name
 from lorahub.engine.pictures import chart, picture
 from lorahub.errors import IncompatibleError, InvalidAdapterError, StorageError, UsageError
 from lorahub.plot import block_map, sparkline
 from lorahub.workspace import Workspace
 from tests.conftest import EXAMPLES, write_adapter
-from tests.test_cli import call, filled  # noqa: F401 - a fixture
 from tests.test_engine import deltas, load
 
 Array = NDArray[np.float64]
@@ -287,17 +288,18 @@ def test_picture_in_block_characters(examples: Comparison) -> None:
     assert drawn.splitlines()[1:3] == [" a  ░░░", "bb  ███▓▓▓"]
 
 
-def test_command_line(filled: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_command_line(home: Path, tmp_path: Path) -> None:
     plot = tmp_path / "plot.svg"
     plot.write_text("old")
-    done = call("compare", "languages", "packages", "--types", "--plot", plot)
-    assert done.returncode == 0, done.stderr
+    words = ["compare", *(str(EXAMPLES / n) for n in ("languages", "packages"))]
+    done = CliRunner().invoke(app, [*words, "--types", "--modules", "--plot", str(plot)])
+    assert done.exit_code == 0, done.output
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     assert [r[1] for r in rows[1:4]] == ["languages", "packages", "sum"]
-    assert ["RANK", "LANGUAGES", "PACKAGES", "SUM"] in rows
+    assert len(rows) == 1 + 3 * 43 + 1 + 43 + 1 + 5  # all, 6 types and 36 modules; ranks
     assert rows[-1] == ["12", "100.0%", "100.0%", "100.0%"]
     assert ET.fromstring(plot.read_text()).tag.endswith("svg")
-    body: dict[str, Any] = json.loads(call("compare", "languages", "packages", "--json").stdout)
+    body: dict[str, Any] = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert len(body["modules"]) == 36
     assert body["modules"][0]["pairs"][0]["cosines_b"][0] <= 1
     assert len(body["norms"][0]["energy"]) == 8

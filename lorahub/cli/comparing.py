@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ from lorahub.cli.catalog import Refs
 
 if TYPE_CHECKING:
     from lorahub.engine.compare import Comparison, Norms, Pair
+    from lorahub.engine.suggest import Option, Suggestion
 
 
 def compare(
@@ -85,3 +87,57 @@ def _energies(result: Comparison) -> Iterator[Sequence[str]]:
     ranks = [2**i for i in range(full.bit_length()) if 2**i < full]
     for rank in (*ranks, full):
         yield str(rank), *(f"{n.kept(rank):.1%}" for n in (*result.norms, result.total))
+
+
+def suggest(
+    references: Refs,
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=1, help="Largest (average) rank of the result.")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", help="Its size instead: 40MB, '30%' less, '2M params'."),
+    ] = None,
+    as_json: sink.Json = False,
+) -> None:
+    """Suggest how to merge adapters: method, scale, rank and weights, with reasons."""
+    from lorahub.workspace import Workspace
+
+    with (
+        sink.errors("suggest", as_json=as_json),
+        sink.progress() as listener,
+        Workspace.open() as workspace,
+    ):
+        found = workspace.suggest(references, rank=rank, budget=budget, listener=listener)
+    options = (found.choice, *found.others)
+    commands = [_command(references, found, option) for option in options]
+    if as_json:
+        body = sink.plain(found)
+        for shown, command in zip((body["choice"], *body["others"]), commands, strict=True):
+            shown["command"] = command
+        sink.print_json(body)
+        return
+    sink.print_table(("finding",), ([text] for text in found.findings))
+    sink.print_table(
+        ("place", "method", "scale", "rank", "reason"),
+        (
+            (place, o.method, f"{o.scale:.3g}", o.budget or o.parameters.get("rank", "all"),
+             o.reason)
+            for place, o in enumerate(options, 1)
+        ),
+    )  # fmt: skip
+    sink.print_table(("command",), [[commands[0]]])
+
+
+def _command(references: Sequence[str], found: Suggestion, option: Option) -> str:
+    """The command line that merges as ``option`` says."""
+    weights = ["" if w == 1 else f":{w:.6g}" for w in found.weights]
+    words = ["lorahub", "merge", *map("".join, zip(references, weights, strict=True))]
+    words += ["--method", option.method, "--scale", f"{option.scale:.6g}"]
+    for name, value in option.parameters.items():
+        words += [f"--{name}", str(value)]
+    if option.budget is not None:
+        words += ["--budget", str(option.budget)]
+    if option.normalize:
+        words.append("--normalize")
+    return shlex.join([*words, "--name", "merged"])

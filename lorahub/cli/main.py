@@ -34,6 +34,7 @@ for verb in (
     catalog.lineage,
     catalog.rm,
     comparing.compare,
+    comparing.suggest,
     merging.merge,
     merging.verify,
     compressing.compress,

@@ -172,7 +172,7 @@ def compare(
         UnsupportedAdapterError: One whose factors do not say what its delta is.
         InvalidAdapterError: One that is damaged, or holds NaN or Inf.
     """
-    plan = _plan(adapters)
+    plan = plan_of(adapters)
     names = [a.name for a in adapters]
     modules = []
     with Batches(plan, device=torch.device("cpu"), workers=workers) as batches:
@@ -196,7 +196,12 @@ def compare(
     )
 
 
-def _plan(adapters: Sequence[Adapter]) -> Plan:
+def plan_of(adapters: Sequence[Adapter]) -> Plan:
+    """A plan that reads every module of the adapters, with weights of 1.
+
+    Raises:
+        LorahubError: As `compare`.
+    """
     names = [a.name for a in adapters]
     if len(names) < 2:
         raise UsageError(

@@ -13,6 +13,7 @@ from lorahub.workspace.pulling import Pulling
 
 if TYPE_CHECKING:
     from lorahub.engine.compare import Comparison
+    from lorahub.engine.suggest import Suggestion
 
 
 class Comparing(Pulling):
@@ -52,3 +53,34 @@ class Comparing(Pulling):
         if plot is not None:
             write_text(plot.expanduser().absolute(), chart(found))
         return found
+
+    def suggest(
+        self,
+        references: Sequence[str],
+        *,
+        rank: int | None = None,
+        budget: str | float | None = None,
+        workers: int | None = None,
+        listener: Listener = ignore,
+    ) -> Suggestion:
+        """Method, scale, rank and weights for a merge, from the adapters' figures alone.
+
+        Args:
+            references: Two or more adapters.
+            rank: Largest (average) rank of the result.
+            budget: Size of the result instead, as a recipe says it.
+            workers: Threads; None takes the CPUs this process may use, at most 8.
+            listener: Receives progress.
+
+        Raises:
+            UsageError: Fewer than two adapters.
+            LorahubError: What `lorahub.engine.suggest.suggest` raises.
+        """
+        if len(references) < 2:
+            raise UsageError(
+                "a suggestion needs at least two adapters", hint="name another; see `lorahub ls`"
+            )
+        from lorahub.engine.suggest import suggest
+
+        adapters = [self._source(r, listener) for r in references]
+        return suggest(adapters, rank=rank, budget=budget, workers=workers, listener=listener)
