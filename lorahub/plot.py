@@ -9,6 +9,7 @@ from xml.sax.saxutils import escape
 _ROW, _LABEL, _BAR = 16, 420, 400
 _CELL, _HEAD, _GAP = 44, 90, 24
 _CURVE_WIDTH, _CURVE_HEIGHT = 420, 200
+_SIDE, _MARGIN, _NAMED = 720, 24, 60
 _HUES = ("#2a78b5", "#c4621b", "#3f8f4f", "#a23b72", "#7a6a1f", "#5b5bb0", "#b03a3a", "#4d8f8f")
 _STYLE = (
     "text{font:11px sans-serif;fill:#222}.all{fill:#e4e4e4}.lrc,.cell{fill:#2a78b5}"
@@ -130,6 +131,41 @@ def curves(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> Panel:
     height = max(bottom + 14, top + len(series) * _ROW) + _GAP
     names = max((len(name) for name, _ in series), default=0)
     return Panel(left + _CURVE_WIDTH + 60 + 7 * names, height, tuple(lines))
+
+
+def scatter(points: Sequence[tuple[str, str, float, float]], title: str) -> str:
+    """Named points in the plane, coloured by group.
+
+    Args:
+        points: (name, group, x, y); axes have no unit and are drawn to one scale.
+        title: What the picture shows.
+
+    Returns:
+        The text of an SVG file.
+    """
+    groups = sorted({group for _, group, _, _ in points})
+    hue = {group: round(360 * i / len(groups)) for i, group in enumerate(groups)}
+    xs, ys = [p[2] for p in points] or [0.0], [p[3] for p in points] or [0.0]
+    span = max(max(xs) - min(xs), max(ys) - min(ys)) or 1.0
+    height = max(_SIDE, (len(groups) + 2) * _ROW)
+    lines = []
+    inner = _SIDE - 2 * _MARGIN
+    for name, group, x, y in points:
+        left = _MARGIN + inner * (x - (min(xs) + max(xs) - span) / 2) / span
+        top = _MARGIN + inner * ((min(ys) + max(ys) + span) / 2 - y) / span
+        lines.append(
+            f'<circle cx="{left:.1f}" cy="{top:.1f}" r="4" fill="hsl({hue[group]} 60% 50%)">'
+            f"<title>{escape(name)}</title></circle>"
+        )
+        if len(points) <= _NAMED:
+            lines.append(f'<text x="{left + 6:.1f}" y="{top + 4:.1f}">{escape(name)}</text>')
+    for i, group in enumerate(groups, start=1):
+        top = i * _ROW
+        lines += [
+            f'<circle cx="{_SIDE + 6}" cy="{top - 4}" r="4" fill="hsl({hue[group]} 60% 50%)"/>',
+            f'<text x="{_SIDE + 16}" y="{top}">{escape(group)}</text>',
+        ]
+    return svg(title, [Panel(_SIDE + _LABEL, height, tuple(lines))])
 
 
 def block_map(rows: Sequence[str], columns: Sequence[str], values: Grid) -> str:

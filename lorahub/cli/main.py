@@ -10,10 +10,13 @@ from lorahub.cli import (
     catalog,
     comparing,
     compressing,
+    discovering,
+    knowing,
     merging,
     methods,
     packing,
     publishing,
+    pulling,
     upkeep,
 )
 
@@ -27,12 +30,17 @@ app = typer.Typer(
 )
 
 for verb in (
-    catalog.pull,
+    discovering.discover,
+    pulling.pull,
+    discovering.update,
     catalog.ls,
     catalog.search,
     catalog.show,
     catalog.lineage,
     catalog.rm,
+    knowing.similar,
+    knowing.duplicates,
+    knowing.cluster,
     comparing.compare,
     comparing.suggest,
     merging.merge,
@@ -45,6 +53,7 @@ for verb in (
     upkeep.version,
 ):
     app.command()(verb)
+app.command("map")(knowing.map_adapters)
 app.add_typer(methods.methods_app, name="methods")
 app.add_typer(upkeep.config_app, name="config")
 app.add_typer(upkeep.db_app, name="db")
