@@ -27,8 +27,9 @@ README = (ROOT / "README.md").read_text()
 def test_cli_document_is_current() -> None:
     text = (ROOT / "docs" / "cli.md").read_text()
     assert text == render(), "run `python -m docs.make_cli`"
-    for verb in ("pull", "ls", "search", "show", "rm", "compare", "merge", "verify", "export",
-                 "compress", "push", "methods", "config path", "db check", "version"):  # fmt: skip
+    for verb in ("pull", "ls", "search", "show", "rm", "compare", "suggest", "merge", "verify",
+                 "export", "compress", "push", "methods", "config path", "db check",
+                 "version"):  # fmt: skip
         assert f"lorahub {verb}" in {name for name, _ in commands(app)}
 
 

@@ -43,6 +43,7 @@ for verb in (
     knowing.duplicates,
     knowing.cluster,
     comparing.compare,
+    comparing.suggest,
     merging.merge,
     merging.verify,
     compressing.compress,

@@ -23,7 +23,9 @@ def merge(
     sources: Annotated[
         list[str], typer.Argument(metavar="REF[:WEIGHT]...", help="Adapters, or RECIPE.yaml.")
     ],
-    method: Annotated[str | None, typer.Option("--method", help="See `lorahub methods`.")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="See `lorahub methods`; auto chooses.")
+    ] = None,
     rank: Annotated[
         str | None, typer.Option("--rank", help="Rank of the result, or auto (lego).")
     ] = None,
@@ -133,6 +135,7 @@ def merge(
                     ("error", f"{check.error:.1e} (allowed {check.tolerance:.0e})"),
                     ("truncation", f"{check.truncation:.2%}"),
                     ("kept", ", ".join(f"{k:.1%}" for k in check.retained)),
+                    *(("note", note) for note in record.notes),
                 ),
             )
 
@@ -249,9 +252,7 @@ def _recipe(
             update={"output": recipe.output.model_copy(update=where)} if where else {}
         )
     if options["method"] is None:
-        raise UsageError(
-            "a merge needs --method", hint="see `lorahub methods`; svd is a good start"
-        )
+        raise UsageError("a merge needs --method", hint="see `lorahub methods`; auto chooses one")
     body = {k: v for k, v in options.items() if v is not None}
     common, parsed = parse_weights(weights_for, [parse_source(s) for s in sources])
     body |= {"sources": parsed, "weights": common, "parameters": parameters}
@@ -284,6 +285,7 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         "input_bytes": plan.input_bytes,
         "output_bytes": plan.output_bytes,
         "digest": plan.digest,
+        "notes": list(plan.notes),
         "warnings": list(plan.warnings),
     }
     if as_json:
@@ -291,6 +293,7 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         return
     body["sources"] = ", ".join(map(_source_text, body["sources"]))
     shown = {k: v for k, v in body.items() if k != "warnings"}
+    shown["notes"] = "; ".join(plan.notes)
     shown["parameters"] = ", ".join(f"{k}={v}" for k, v in plan.parameters.items())
     sink.print_table(("field", "value"), shown.items())
     for warning in plan.warnings:
