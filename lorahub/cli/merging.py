@@ -220,6 +220,7 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         "dtype": plan.dtype,
         "seed": plan.seed,
         "base_model": plan.base_model,
+        "license": plan.license,
         "sources": [
             {"name": a.name, "weight": w, "content_hash": a.info.content_hash}
             for a, w in zip(plan.adapters, plan.weights, strict=True)

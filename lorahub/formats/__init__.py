@@ -12,10 +12,11 @@ from typing import BinaryIO
 from lorahub.adapter import AdapterInfo, Module, canonical_base
 from lorahub.errors import InvalidAdapterError, UnsupportedAdapterError
 from lorahub.formats import card, foreign, peft
+from lorahub.formats.card import read_card
 from lorahub.formats.pickled import convert_pickle, find_pickle
 from lorahub.formats.safetensors import Header, read_header
 
-__all__ = ["convert_pickle", "find_pickle", "find_weights", "inspect", "peft"]
+__all__ = ["convert_pickle", "find_pickle", "find_weights", "inspect", "peft", "read_card"]
 
 _CHUNK = 1 << 20
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorahub.integrity import check_unchanged
-from lorahub.publishing import export, publishable
+from lorahub.publishing import check_license, export, publishable
 from lorahub.workspace.finding import Finding
 
 if TYPE_CHECKING:
@@ -49,11 +49,13 @@ class Publishing(Finding):
         Raises:
             AuthError: No token, or one that may not write there.
             ConflictError: The repository is public where a private one was asked for.
+            LicenseError: Its card states a licence that its parents do not allow.
             NetworkError: The Hub does not answer.
             IntegrityError: Its files changed since they were catalogued.
         """
         adapter = self.get(reference)
         check_unchanged(adapter)
+        check_license(adapter)
         hub = self.hub(endpoint=endpoint, token_env=token_env)
         pushed = hub.push(
             publishable(adapter),
