@@ -122,6 +122,12 @@ class NetworkError(LorahubError):
     exit_code = ExitCode.NETWORK
 
 
+class OfflineError(NetworkError):
+    """There is no connection to the Hub: what is local works, the rest has to wait."""
+
+    code = "offline"
+
+
 class StorageError(LorahubError):
     """The disk is full, read-only or failing: make room, or write elsewhere."""
 

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from lorahub.errors import ConflictError, StorageError, UsageError
 
+_OTHER_FOLDER = "choose another folder or name, or remove it; a merge replaces it with --force"
+_OTHER_FILE = "choose another file, or pass --force"
+
 
 def check_name(name: str) -> str:
     """A name for a catalogued adapter that is also safe as one folder name.
@@ -44,10 +47,42 @@ def new_folder(target: Path, locks: Path, *, replace: bool = False) -> Iterator[
         ConflictError: ``target`` exists, or another process is writing it.
         StorageError: The disk is full, read-only or failing.
     """
+    if target.exists() and not replace:
+        raise _exists(target, _OTHER_FOLDER)
+    with _beside(target, locks) as partial:
+        yield partial
+        for file in partial.rglob("*"):
+            _sync(file)
+        _move(partial, target, replace=replace)
+
+
+@contextmanager
+def new_file(target: Path, locks: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a path where nothing is yet; the file written there becomes ``target``.
+
+    As `new_folder`: the path is in a folder of its own beside ``target``.
+
+    Raises:
+        ConflictError: ``target`` exists, or another process is writing it.
+        StorageError: The disk is full, read-only or failing.
+    """
+    if target.exists() and not (replace and target.is_file()):
+        raise _exists(target, _OTHER_FILE)
+    with _beside(target, locks) as partial:
+        file = partial / target.name
+        yield file
+        _sync(file)
+        if target.exists() and not replace:
+            raise _exists(target, _OTHER_FILE)
+        file.replace(target)
+        _sync(target.parent)
+
+
+@contextmanager
+def _beside(target: Path, locks: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``target``, which is removed at the end if it is still there."""
     from filelock import FileLock, Timeout
 
-    if target.exists() and not replace:
-        raise _exists(target)
     try:
         locks.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -60,9 +95,6 @@ def new_folder(target: Path, locks: Path, *, replace: bool = False) -> Iterator[
             try:
                 partial.chmod(0o777 & ~_umask())
                 yield partial
-                for file in partial.rglob("*"):
-                    _sync(file)
-                _move(partial, target, replace=replace)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except Timeout as error:
@@ -110,16 +142,13 @@ def _move(partial: Path, target: Path, *, replace: bool) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         if target.exists():
-            raise _exists(target)
+            raise _exists(target, _OTHER_FOLDER)
         partial.rename(target)
     _sync(target.parent)
 
 
-def _exists(target: Path) -> ConflictError:
-    return ConflictError(
-        f"{target}: already exists",
-        hint="choose another folder or name, or remove it; a merge replaces it with --force",
-    )
+def _exists(target: Path, hint: str) -> ConflictError:
+    return ConflictError(f"{target}: already exists", hint=hint)
 
 
 def _umask() -> int:

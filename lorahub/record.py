@@ -34,6 +34,8 @@ class Parent:
         license: Licence its card states, or None.
         factor: What it was multiplied by to give all adapters the same norm; 1 where they were
             not normalised.
+        weights: Weights by pattern, which replaced ``weight`` at the modules that they match;
+            the first match decides.
     """
 
     reference: str
@@ -44,6 +46,14 @@ class Parent:
     endpoint: str | None = None
     license: str | None = None
     factor: float = 1.0
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def pinned(self) -> str:
+        """A reference that means the same source on another machine, where there can be one."""
+        if self.endpoint and self.repo_id:
+            return f"{self.endpoint.rstrip('/')}/{self.repo_id}@{self.revision}"
+        return self.reference
 
 
 @dataclass(frozen=True, slots=True)

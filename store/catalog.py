@@ -11,11 +11,20 @@ from store.adapters import Adapters
 from store.lineage import Lineage
 from store.listing import Listing
 from store.publications import Publications
+from store.remote import Remote
 from store.runs import Runs
 from store.sketches import Sketches
 
 
-class Catalog(Adapters, Listing, Runs, Lineage, Publications, Sketches):
+class Catalog(
+    Adapters,
+    Lineage,
+    Listing,
+    Publications,
+    Remote,
+    Runs,
+    Sketches,
+):
     """An open catalog. Every method is one transaction; values go in and out, rows never."""
 
     def check(self) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from lorahub.errors import (
     LorahubError,
     NetworkError,
     NotFoundError,
+    OfflineError,
     StorageError,
     UsageError,
 )
@@ -375,15 +376,15 @@ def nowhere(hf_home: Path) -> Iterator[str]:
 
 def test_dead_endpoint(nowhere: str, files: list[Path]) -> None:
     dead = Hub(nowhere, SECRET)
-    fails(NetworkError, lambda: dead.resolve("ann/x"), "ann/x")
-    fails(NetworkError, lambda: dead.push(files, "ann/x"), "ann/x")
+    fails(OfflineError, lambda: dead.resolve("ann/x"), "ann/x")
+    fails(OfflineError, lambda: dead.push(files, "ann/x"), "ann/x")
 
 
 def test_hub_that_dies_between_resolve_and_fetch(hub: LoopbackHub, remote: Hub) -> None:
     hub.add_repo("ann/x", adapter(1))
     snapshot = remote.resolve("ann/x")
     hub.close()
-    fails(NetworkError, lambda: remote.fetch(snapshot), "ann/x")
+    fails(OfflineError, lambda: remote.fetch(snapshot), "ann/x")
 
 
 def test_finished_fetch_needs_no_hub(hub: LoopbackHub, remote: Hub) -> None:
@@ -414,7 +415,7 @@ def test_offline_mode_asks_nobody(hub: LoopbackHub) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.startswith("network ann/x")
+    assert done.stdout.startswith("offline ann/x")
     assert len(hub.log) == 0
 
 

@@ -1,4 +1,4 @@
-"""Verbs on the catalog: pull, ls, search, show, rm."""
+"""Verbs on the catalog: ls, search, show, rm."""
 
 from __future__ import annotations
 
@@ -8,79 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorahub.cli import sink
-from lorahub.errors import ExitCode, UsageError
+from lorahub.errors import UsageError
 
 if TYPE_CHECKING:
-    from lorahub.pulling import Pulled
     from store import AdapterSummary
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="Catalog name, id, folder or Hub id.")]
 Refs = Annotated[list[str], typer.Argument(metavar="REF...", help="One or more adapters.")]
-
-
-def pull(
-    references: Annotated[
-        list[str], typer.Argument(metavar="REF...", help="owner/name[@revision], or a folder.")
-    ],
-    all_files: Annotated[
-        bool, typer.Option("--all-files", help="Fetch every file of the repository.")
-    ] = False,
-    name: Annotated[str | None, typer.Option("--name", help="Catalog name.")] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Convert .bin weights (plain tensors only).")
-    ] = False,
-    endpoint: sink.Endpoint = None,
-    token_env: sink.TokenEnv = None,
-    as_json: sink.Json = False,
-) -> None:
-    """Bring adapters from the Hub or from folders into the catalog."""
-    from lorahub.workspace import Workspace
-
-    with (
-        sink.errors("pull", as_json=as_json),
-        sink.progress() as listener,
-        Workspace.open() as workspace,
-    ):
-        pulled = workspace.pull(
-            references,
-            name=name,
-            all_files=all_files,
-            allow_pickle=allow_pickle,
-            endpoint=endpoint,
-            token_env=token_env,
-            listener=listener,
-        )
-        _report_pull(pulled, as_json=as_json)
-
-
-def _report_pull(pulled: tuple[Pulled, ...], *, as_json: bool) -> None:
-    failed = [p for p in pulled if p.error is not None]
-    if len(pulled) == 1 and failed and failed[0].error is not None:
-        raise failed[0].error
-    status = "ok" if not failed else "partial" if len(failed) < len(pulled) else "error"
-    if as_json:
-        rows = [
-            {
-                "reference": p.reference,
-                "state": p.state,
-                "name": p.adapter.name if p.adapter else None,
-                "revision": p.adapter.origin.revision if p.adapter else None,
-                "content_hash": p.adapter.info.content_hash if p.adapter else None,
-                "error": {"code": p.error.code, "message": p.error.message} if p.error else None,
-            }
-            for p in pulled
-        ]
-        sink.print_act("pull", rows, status=status)
-    for p in pulled:
-        if p.adapter is not None and not as_json:
-            info = p.adapter.info
-            sink.print_text(f"{p.adapter.name}\t{p.state}\t{len(info.modules)} modules")
-        if p.error is not None:
-            sink.note(f"error: {p.reference}: {p.error.message}")
-            if p.error.hint:
-                sink.note(f"hint: {p.error.hint}")
-    if failed:
-        raise typer.Exit(ExitCode.PARTIAL)
 
 
 def ls(

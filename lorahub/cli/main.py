@@ -10,11 +10,13 @@ from lorahub.cli import (
     catalog,
     comparing,
     compressing,
+    discovering,
     knowing,
     merging,
     methods,
     packing,
     publishing,
+    pulling,
     upkeep,
 )
 
@@ -28,7 +30,9 @@ app = typer.Typer(
 )
 
 for verb in (
-    catalog.pull,
+    discovering.discover,
+    pulling.pull,
+    discovering.update,
     catalog.ls,
     catalog.search,
     catalog.show,

@@ -18,8 +18,11 @@ from lorahub.events import Advanced, Event, Failed, Listener, PhaseStarted, Warn
 ENVELOPE_VERSION = 1
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Remote = Annotated[
+    str | None, typer.Option("--remote", help="Name of a Hub in config.toml: [remotes.NAME].")
+]
 Endpoint = Annotated[
-    str | None, typer.Option("--endpoint", help="Hub endpoint instead of the configured one.")
+    str | None, typer.Option("--endpoint", help="Address of a Hub instead of the configured one.")
 ]
 TokenEnv = Annotated[
     str | None, typer.Option("--token-env", help="Environment variable with the Hub token.")
