@@ -271,6 +271,7 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         "dtype": plan.dtype,
         "seed": plan.seed,
         "base_model": plan.base_model,
+        "license": plan.license,
         "sources": [
             {
                 "name": a.name,
