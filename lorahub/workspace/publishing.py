@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 class Publishing(Finding):
     """Exports and publications."""
 
+    def files(self, reference: str) -> tuple[Path, ...]:
+        """The files of an adapter that an export copies and a push uploads.
+
+        Raises:
+            NotFoundError: The reference names nothing.
+        """
+        return publishable(self.get(reference))
+
     def export(self, reference: str, folder: Path, *, format_name: str = "peft") -> Path:
         """Copy an adapter into a new folder as PEFT reads it.
 
