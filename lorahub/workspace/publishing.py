@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorahub.integrity import check_unchanged
-from lorahub.publishing import check_license, export, prepared
+from lorahub.publishing import check_license, export, prepared, publishable
 from lorahub.workspace.finding import Finding
 
 if TYPE_CHECKING:
