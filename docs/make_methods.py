@@ -7,8 +7,6 @@ from typing import Any
 
 from lorahub.methods.registry import Method, methods
 
-COUNTS = (2, 4, 8)
-
 
 def render() -> str:
     """The text of docs/methods.md."""
@@ -41,18 +39,9 @@ def example(method: Method) -> str:
 
 
 def _section(method: Method) -> list[str]:
-    scales = ", ".join(f"{method.default_scale(n):.2f} for {n}" for n in COUNTS)
-    facts = [f"Scale where none is given: {scales} adapters."]
-    if method.normalize is not False:
-        when = (
-            "Adapters get" if method.normalize else "Where norms or ranks differ much, adapters get"
-        )
-        facts.append(f"{when} one norm first.")
-    if method.equal_ranks:
-        facts.append("All adapters must have the same rank.")
     lines = [
         f"## {method.name}", "", f"{method.title}. {method.paper}.", "",
-        method.doc.replace("``", "`"), "", " ".join(facts), "",
+        method.doc.replace("``", "`"), "", method.defaults, "",
         "```", example(method), "```", "",
     ]  # fmt: skip
     properties = method.schema.model_json_schema().get("properties", {})

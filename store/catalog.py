@@ -9,6 +9,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from store.adapters import Adapters
 from store.facets import Facets
+from store.lineage import Lineage
 from store.listing import Listing
 from store.publications import Publications
 from store.remote import Remote
@@ -18,6 +19,7 @@ from store.sketches import Sketches
 
 class Catalog(
     Adapters,
+    Lineage,
     Facets,
     Listing,
     Publications,

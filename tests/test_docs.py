@@ -27,8 +27,9 @@ README = (ROOT / "README.md").read_text()
 def test_cli_document_is_current() -> None:
     text = (ROOT / "docs" / "cli.md").read_text()
     assert text == render(), "run `python -m docs.make_cli`"
-    for verb in ("pull", "ls", "search", "show", "rm", "compare", "merge", "verify", "export",
-                 "compress", "push", "methods", "config path", "db check", "version"):  # fmt: skip
+    for verb in ("pull", "ls", "search", "show", "rm", "compare", "suggest", "merge", "verify",
+                 "export", "compress", "push", "methods", "config path", "db check",
+                 "version"):  # fmt: skip
         assert f"lorahub {verb}" in {name for name, _ in commands(app)}
 
 
@@ -91,7 +92,7 @@ def test_wheel_holds_the_three_packages_and_the_migrations(tmp_path: Path) -> No
     tops = {n.split("/")[0] for n in names}
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert tops == {"lorahub", "store", "tui", f"lorahub_kit-{version}.dist-info"}
-    assert "lorahub/migrations/versions/0001_first_schema.py" in names
+    assert {"lorahub/migrations/versions/0001_first_schema.py", "lorahub/licenses.toml"} <= names
 
 
 def test_a_shadowing_store_is_named(tmp_path: Path) -> None:

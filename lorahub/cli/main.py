@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 
 import typer
 
@@ -36,12 +37,14 @@ for verb in (
     catalog.ls,
     catalog.search,
     catalog.show,
-    catalog.lineage,
+    knowing.lineage,
+    knowing.impact,
     catalog.rm,
     knowing.similar,
     knowing.duplicates,
     knowing.cluster,
     comparing.compare,
+    comparing.suggest,
     merging.merge,
     merging.verify,
     compressing.compress,
@@ -62,6 +65,9 @@ app.add_typer(upkeep.db_app, name="db")
 
 def run() -> None:
     """Entry point of the ``lorahub`` command."""
+    # The Hub client's own log lines and bars would mix with ours; it reads these when imported.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     finally:

@@ -45,6 +45,7 @@ def show_method(
             sink.print_json(_describe(method))
             return
         sink.print_text(f"{method.name}: {method.title}\n{method.paper}\n\n{method.doc}\n")
+        sink.print_text(f"{method.defaults}\n")
         properties = method.schema.model_json_schema().get("properties", {})
         sink.print_table(
             ("parameter", "default", "meaning"),
@@ -59,5 +60,7 @@ def _describe(method: Method) -> dict[str, Any]:
         "summary": method.summary,
         "doc": method.doc,
         "paper": method.paper,
+        "default_scale": {n: method.default_scale(n) for n in range(1, 9)},
+        "normalize": method.normalize,
         "schema": method.schema.model_json_schema(),
     }

@@ -86,6 +86,14 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     Console().print(table)
 
 
+def print_picture(text: str) -> None:
+    """Lines of block characters on a terminal; a pipe gets none."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(text, markup=False, highlight=False, no_wrap=True, crop=False)
+
+
 def size(count: int) -> str:
     """Bytes for a reader: 1.3 MB."""
     value = float(count)

@@ -86,6 +86,19 @@ class Method:
     most_adapters: int | None
     exceptions: frozenset[str]
 
+    @property
+    def defaults(self) -> str:
+        """What holds where nothing is asked for, in sentences."""
+        scales = ", ".join(f"{self.default_scale(n):.2f} for {n}" for n in (2, 4, 8))
+        facts = [f"Scale where none is given: {scales} adapters."]
+        if self.normalize:
+            facts.append("Adapters get one norm first.")
+        elif self.normalize is None:
+            facts.append("Where norms or ranks differ much, adapters get one norm first.")
+        if self.equal_ranks:
+            facts.append("All adapters must have the same rank.")
+        return " ".join(facts)
+
     def parameters(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Check parameters and fill in defaults.
 
