@@ -8,8 +8,9 @@ from benchmarks import (
     packs,
     startup,
     svd_module,
+    tui,
 )
 
-for part in (startup, svd_module, elementwise_module, lego_module, model_7b, in_turn, packs):
+for part in (startup, svd_module, elementwise_module, lego_module, model_7b, in_turn, packs, tui):
     print(f"== {part.__name__}")
     part.main()

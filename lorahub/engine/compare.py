@@ -172,6 +172,17 @@ def compare(
         UnsupportedAdapterError: One whose factors do not say what its delta is.
         InvalidAdapterError: One that is damaged, or holds NaN or Inf.
     """
+    if len(adapters) < 2:
+        raise UsageError(
+            "comparing needs at least two adapters", hint="name another; see `lorahub ls`"
+        )
+    return measure(adapters, workers=workers, listener=listener)
+
+
+def measure(
+    adapters: Sequence[Adapter], *, workers: int | None = None, listener: Listener = ignore
+) -> Comparison:
+    """As `compare`, of one adapter or more; one alone has no pairs."""
     plan = plan_of(adapters)
     names = [a.name for a in adapters]
     modules = []
@@ -203,10 +214,6 @@ def plan_of(adapters: Sequence[Adapter]) -> Plan:
         LorahubError: As `compare`.
     """
     names = [a.name for a in adapters]
-    if len(names) < 2:
-        raise UsageError(
-            "comparing needs at least two adapters", hint="name another; see `lorahub ls`"
-        )
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"'{name}' is named twice", hint="name each adapter once")

@@ -268,6 +268,10 @@ class ComposeScreen(ComposeReading):
         """The recipe's text."""
         app_of(self).copy(self.draft.to_yaml())
 
+    def do_back(self) -> None:
+        """To the inputs."""
+        self.inputs.focus()
+
     def do_conflicts(self) -> None:
         """By `lorahub compare`, in a child process."""
         self.query_one("#compose-right", TabbedContent).active = "conflicts-tab"

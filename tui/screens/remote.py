@@ -64,7 +64,7 @@ class RemoteScreen(Room):
     def on_mount(self) -> None:
         """Begin with the line."""
         self.table.empty = EMPTY
-        self.query_one(Input).focus()
+        self.table.focus()
         self.watch(app_of(self), "running", self._show_pulls)
 
     @property
@@ -142,6 +142,10 @@ class RemoteScreen(Room):
     def do_filter(self) -> None:
         """To the line."""
         self.query_one(Input).focus()
+
+    def do_back(self) -> None:
+        """To what was found."""
+        self.table.focus()
 
     def do_pull(self) -> None:
         """As a job."""
