@@ -1,9 +1,9 @@
 """How far suggested merges are from the best in hindsight: every set of two to five tasks.
 
 Run with `python -m benchmarks.suggest`; rewrites its section of docs/quality.md. Data and protocol
-are those of `benchmarks.quality`; a set is evaluated on its own tasks. What was evaluated is kept in
-benchmarks/data/suggest by the digest of its plan, so that a run can be cut short and taken up again
-(about an hour on one core in all).
+are those of `benchmarks.quality`; a set is evaluated on its own tasks. What was evaluated is kept
+in benchmarks/data/suggest by the digest of its plan, so that a run can be cut short and taken up
+again.
 """
 
 from __future__ import annotations
@@ -115,11 +115,11 @@ def _write(rows: Sequence[str]) -> None:
     lines = "\n".join(rows)
     path.write_text(
         f"""{text}{HEADING}
-`python -m benchmarks.suggest` makes this section: for every set of two to five of the tasks, the merge
-that `lorahub suggest` chooses against the best of the named methods at their default scales, as it
-turned out on the same 400 texts a task. Norms are means over the sets, regrets in points of norm. The
-best in hindsight of several is above the best method even where all are equally good: it also picks
-what is lucky (a norm of two tasks has a standard error of about two points).
+`python -m benchmarks.suggest` makes this section: for every set of two to five of the tasks, the
+merge that `lorahub suggest` chooses against the best of the named methods at their default scales,
+as it turned out on the same 400 texts a task. Norms are means over the sets, regrets in points of
+norm. The best in hindsight of several is above the best method even where all are equally good: it
+also picks what is lucky (the norm of one pair has a standard error of about two points).
 
 | {" | ".join(heads)} |
 |{"---|" * len(heads)}
