@@ -1,11 +1,14 @@
 """Which merge suits a set of adapters, from their factors alone.
 
-The rule reads four figures and has no parameters fitted to any set:
+The rule reads four figures:
 
 - cosines say which adapters are of one kind (the same task, trained again or further);
 - the overlap of the A factors, whether unlike adapters live in the same directions;
 - norms, whether one of them is louder than the rest;
 - ranks, whether the result has room for all that the adapters have.
+
+The reasons beside each method say what follows from them; docs/quality.md, how far it is from the
+best in hindsight.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from lorahub.errors import IncompatibleError, InvalidRecipeError
 from lorahub.events import Listener, ignore
 from lorahub.kernels.allocation import parse_budget
 from lorahub.methods.registry import get
-from lorahub.recipe import Recipe, check_auto
+from lorahub.recipe import Recipe, SourceSpec, check_auto
 
 ALIKE = 0.1
 """Cosine between deltas from which on two adapters are of one kind. Independent tasks lie below
@@ -199,9 +202,11 @@ def _ranked(comparison: Comparison, kinds: int, room: Room) -> Sequence[tuple[st
     overlap = sum(p.overlap_a for p in comparison.pairs) / len(comparison.pairs)
     if overlap >= SHARED:
         return _IN_THE_SAME_DIRECTIONS
-    if room.rank is None:
-        return _TWO_WITH_ROOM if kinds == 2 else _WITH_ROOM
-    return _UNDER_A_BUDGET if room.rank > kinds else _IN_VERY_FEW_RANKS
+    if room.rank is not None and room.rank <= kinds:
+        return _IN_VERY_FEW_RANKS
+    if kinds == 2:
+        return _TWO if room.rank is None else _TWO_UNDER_A_BUDGET
+    return _WITH_ROOM if room.rank is None else _UNDER_A_BUDGET
 
 
 _OF_ONE_KIND = (
@@ -222,12 +227,24 @@ _IN_THE_SAME_DIRECTIONS = (
     ("knots", "elects a sign along the common directions, where adapters contradict each other"),
     ("tsv", "moves the adapters apart, as far as common directions allow"),
 )  # fmt: skip
-_TWO_WITH_ROOM = (
-    ("tsv", "two adapters disturb each other little: each keeps its own spectrum, made orthogonal "
-     "to the other's"),
-    ("iso_c", "gives all directions of both the same room; better for two tasks of one nature, "
-     "worse where one relies on few directions"),
-    ("task_arithmetic", "the plain sum, pulled back by its scale"),
+_TSV_FOR_TWO = (
+    "tsv",
+    "two adapters disturb each other little, so each keeps its own spectrum, made orthogonal to "
+    "the other's; that costs a little where both tasks are of one nature, and saves much where "
+    "they are not",
+)
+_SUM_OF_TWO = ("task_arithmetic", "the plain sum, pulled back by its scale")
+_TWO = (
+    _TSV_FOR_TWO,
+    ("iso_c", "all directions at one level: a little better for two tasks of one nature, much "
+     "worse where one of them lives in few directions"),
+    _SUM_OF_TWO,
+)  # fmt: skip
+_TWO_UNDER_A_BUDGET = (
+    _TSV_FOR_TWO,
+    ("flat", "the directions that matter most, all at one level: a little better for two tasks of "
+     "one nature, much worse where one of them lives in few directions"),
+    _SUM_OF_TWO,
 )  # fmt: skip
 _WITH_ROOM = (
     ("iso_c", "in a sum of several unlike adapters a few directions drown the others; a flat "
@@ -306,7 +323,7 @@ def resolved(
     )
     choice = found.choice
     sources = tuple(
-        source.model_copy(update={"weight": source.weight * weight})
+        _weighed(source, recipe.weights, weight)
         for source, weight in zip(recipe.sources, found.weights, strict=True)
     )
     concrete = recipe.model_copy(
@@ -321,3 +338,12 @@ def resolved(
     )
     why = f"method auto chose {choice.method}: {choice.reason}"
     return concrete, (why, *(f"method auto found: {text}" for text in found.findings))
+
+
+def _weighed(source: SourceSpec, common: Mapping[str, float], weight: float) -> SourceSpec:
+    """The source with all its weights multiplied, also those that it has in common with others."""
+    if weight == 1:
+        return source
+    patterns = {**source.weights, **{p: w for p, w in common.items() if p not in source.weights}}
+    weights = {pattern: w * weight for pattern, w in patterns.items()}
+    return source.model_copy(update={"weight": source.weight * weight, "weights": weights})
