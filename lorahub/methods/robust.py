@@ -23,6 +23,7 @@ def _scale(adapters: int) -> float:
     title="RobustMerge",
     paper="Zeng et al., NeurIPS 2025, arXiv 2502.17159",
     rank_bound=largest_rank,
+    space="factors",
     definition=None,
     default_scale=_scale,
     equal_ranks=True,
