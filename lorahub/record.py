@@ -132,6 +132,7 @@ class Record:
         rank: Largest rank written.
         weights_sha256: sha256 (hex) of the weights file.
         verification: How far the result is from its definition.
+        license: Licence under which all parents may be handed on together, or None.
         notes: What the method or the plan wanted remembered (e.g. partially shared modules).
         reports: By module name, what the method reported of it (e.g. clusters); may be empty.
     """
@@ -153,6 +154,7 @@ class Record:
     rank: int
     weights_sha256: str
     verification: Verification
+    license: str | None = None
     notes: tuple[str, ...] = ()
     reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

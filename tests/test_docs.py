@@ -93,7 +93,7 @@ def test_wheel_holds_the_three_packages_and_the_migrations(tmp_path: Path) -> No
     tops = {n.split("/")[0] for n in names}
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert tops == {"lorahub", "store", "tui", f"lorahub_kit-{version}.dist-info"}
-    assert "lorahub/migrations/versions/0001_first_schema.py" in names
+    assert {"lorahub/migrations/versions/0001_first_schema.py", "lorahub/licenses.toml"} <= names
 
 
 def test_a_shadowing_store_is_named(tmp_path: Path) -> None:
