@@ -17,6 +17,7 @@ from lorahub.adapter import DTYPE_BYTES, Adapter
 from lorahub.engine.compare import Comparison, Norms, compare, plan_of
 from lorahub.engine.plan import Plan
 from lorahub.engine.survey import UNEVEN
+from lorahub.engine.weights import spread
 from lorahub.errors import IncompatibleError, InvalidRecipeError
 from lorahub.events import Listener, ignore
 from lorahub.kernels.allocation import parse_budget
@@ -290,13 +291,15 @@ def resolved(
     """A recipe of method ``auto`` with a method, and why it was chosen.
 
     What the recipe says itself (scale, normalize, budget, weights) stands; suggested weights
-    multiply its own.
+    multiply its own, those by pattern too.
 
     Raises:
-        InvalidRecipeError: A parameter other than ``rank``, or a weight that is not positive.
+        InvalidRecipeError: A parameter other than ``rank``, a weight that is not positive, or a
+            pattern that matches nothing.
         LorahubError: As `suggest`.
     """
     check_auto(recipe)
+    patterns = spread(recipe.weights, [source.weights for source in recipe.sources], adapters)
     found = suggest(
         adapters,
         rank=recipe.parameters.get("rank"),
@@ -306,14 +309,20 @@ def resolved(
     )
     choice = found.choice
     sources = tuple(
-        source.model_copy(update={"weight": source.weight * weight})
-        for source, weight in zip(recipe.sources, found.weights, strict=True)
+        source.model_copy(
+            update={
+                "weight": source.weight * weight,
+                "weights": {pattern: own * weight for pattern, own in some.items()},
+            }
+        )
+        for source, some, weight in zip(recipe.sources, patterns, found.weights, strict=True)
     )
     concrete = recipe.model_copy(
         update={
             "method": choice.method,
             "parameters": dict(choice.parameters),
             "sources": sources,
+            "weights": {},
             "scale": choice.scale if recipe.scale is None else recipe.scale,
             "normalize": choice.normalize if recipe.normalize is None else recipe.normalize,
             "budget": choice.budget,
