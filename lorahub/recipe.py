@@ -33,7 +33,7 @@ class _Strict(BaseModel):
 
 
 Weight = Annotated[float, Field(allow_inf_nan=False)]
-WeightsFor = dict[Annotated[str, Field(min_length=1)], Weight]
+_ByPattern = dict[Annotated[str, Field(min_length=1)], Weight]
 
 
 class SourceSpec(_Strict):
@@ -45,7 +45,7 @@ class SourceSpec(_Strict):
 
     adapter: Annotated[str, Field(min_length=1)]
     weight: Weight = 1.0
-    weights: WeightsFor = Field(default_factory=dict)
+    weights: _ByPattern = Field(default_factory=dict)
     sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$")] = None
 
 
@@ -65,7 +65,7 @@ class Recipe(_Strict):
 
     method: str
     sources: Annotated[tuple[SourceSpec, ...], Field(min_length=1)]
-    weights: WeightsFor = Field(default_factory=dict)
+    weights: _ByPattern = Field(default_factory=dict)
     parameters: dict[str, Any] = Field(default_factory=dict)
     scale: Annotated[float | None, Field(allow_inf_nan=False)] = None
     normalize: bool | None = None
@@ -133,6 +133,13 @@ def check_auto(recipe: Recipe) -> None:
                 f"{source.weight:g}",
                 hint="leave it out, or name a method: 'svd' subtracts",
             )
+    for some in (recipe.weights, *(source.weights for source in recipe.sources)):
+        for pattern, weight in some.items():
+            if weight < 0:
+                raise InvalidRecipeError(
+                    f"method '{AUTO}' adds adapters, but '{pattern}' has weight {weight:g}",
+                    hint="give 0 to leave modules out, or name a method: 'svd' subtracts",
+                )
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -75,9 +75,7 @@ def merge(
     name: Annotated[str | None, typer.Option("--name", help="Catalog name of the result.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing result.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan.")] = False,
-    events: Annotated[
-        Literal["jsonl"] | None, typer.Option("--events", help="Events as JSON lines on stdout.")
-    ] = None,
+    events: sink.Events = None,
     as_json: sink.Json = False,
 ) -> None:
     """Merge adapters into one, verified and catalogued."""
@@ -112,9 +110,7 @@ def merge(
             "record": sink.plain(merged.record),
         }
         if lines:
-            from lorahub.events import to_json
-
-            sink.print_text(to_json(Finished(body)))
+            sink.print_event(Finished(body))
         elif as_json:
             sink.print_act("merge", body)
         else:
@@ -127,6 +123,7 @@ def merge(
                     ("folder", merged.adapter.origin.folder),
                     ("method", record.method),
                     ("scale", f"{record.scale:g}"),
+                    *_normalized(record),
                     ("modules", record.modules),
                     ("rank", record.rank),
                     ("dtype", record.dtype),
@@ -137,6 +134,12 @@ def merge(
                     *(("note", note) for note in record.notes),
                 ),
             )
+
+
+def _normalized(record: Record) -> list[tuple[str, str]]:
+    if not record.normalize:
+        return []
+    return [("normalized by", ", ".join(f"{p.factor:.3g}" for p in record.parents))]
 
 
 def _packed(record: Record) -> list[tuple[str, str]]:
@@ -264,6 +267,7 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         "dtype": plan.dtype,
         "seed": plan.seed,
         "base_model": plan.base_model,
+        "license": plan.license,
         "sources": [
             {
                 "name": a.name,

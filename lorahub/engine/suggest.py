@@ -20,11 +20,12 @@ from lorahub.adapter import DTYPE_BYTES, Adapter
 from lorahub.engine.compare import Comparison, Norms, compare, plan_of
 from lorahub.engine.plan import Plan
 from lorahub.engine.survey import UNEVEN
+from lorahub.engine.weights import spread
 from lorahub.errors import IncompatibleError, InvalidRecipeError
 from lorahub.events import Listener, ignore
 from lorahub.kernels.allocation import parse_budget
 from lorahub.methods.registry import get
-from lorahub.recipe import Recipe, SourceSpec, check_auto
+from lorahub.recipe import Recipe, check_auto
 
 ALIKE = 0.1
 """Cosine between deltas from which on two adapters are of one kind. Independent tasks lie below
@@ -307,13 +308,15 @@ def resolved(
     """A recipe of method ``auto`` with a method, and why it was chosen.
 
     What the recipe says itself (scale, normalize, budget, weights) stands; suggested weights
-    multiply its own.
+    multiply its own, those by pattern too.
 
     Raises:
-        InvalidRecipeError: A parameter other than ``rank``, or a weight that is not positive.
+        InvalidRecipeError: A parameter other than ``rank``, a weight that is not positive, or a
+            pattern that matches nothing.
         LorahubError: As `suggest`.
     """
     check_auto(recipe)
+    patterns = spread(recipe.weights, [source.weights for source in recipe.sources], adapters)
     found = suggest(
         adapters,
         rank=recipe.parameters.get("rank"),
@@ -323,14 +326,20 @@ def resolved(
     )
     choice = found.choice
     sources = tuple(
-        _weighed(source, recipe.weights, weight)
-        for source, weight in zip(recipe.sources, found.weights, strict=True)
+        source.model_copy(
+            update={
+                "weight": source.weight * weight,
+                "weights": {pattern: own * weight for pattern, own in some.items()},
+            }
+        )
+        for source, some, weight in zip(recipe.sources, patterns, found.weights, strict=True)
     )
     concrete = recipe.model_copy(
         update={
             "method": choice.method,
             "parameters": dict(choice.parameters),
             "sources": sources,
+            "weights": {},
             "scale": choice.scale if recipe.scale is None else recipe.scale,
             "normalize": choice.normalize if recipe.normalize is None else recipe.normalize,
             "budget": choice.budget,
@@ -338,12 +347,3 @@ def resolved(
     )
     why = f"method auto chose {choice.method}: {choice.reason}"
     return concrete, (why, *(f"method auto found: {text}" for text in found.findings))
-
-
-def _weighed(source: SourceSpec, common: Mapping[str, float], weight: float) -> SourceSpec:
-    """The source with all its weights multiplied, also those that it has in common with others."""
-    if weight == 1:
-        return source
-    patterns = {**source.weights, **{p: w for p, w in common.items() if p not in source.weights}}
-    weights = {pattern: w * weight for pattern, w in patterns.items()}
-    return source.model_copy(update={"weight": source.weight * weight, "weights": weights})
