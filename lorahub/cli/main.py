@@ -18,6 +18,7 @@ from lorahub.cli import (
     packing,
     publishing,
     pulling,
+    reproducing,
     upkeep,
 )
 
@@ -50,6 +51,7 @@ for verb in (
     packing.unpack,
     publishing.export,
     publishing.push,
+    reproducing.repro,
     upkeep.version,
 ):
     app.command()(verb)
