@@ -69,7 +69,7 @@ CASES = (
     Case("linear_factors", "linear_factors", options={"scale": 0.4},
          against="task_arithmetic, rank 8"),
     *(_ranked("lego", k) for k in (8, 16, 32)),
-    *(Case(m, m, against="task_arithmetic") for m in (*CORE, *ELEMENTWISE)),
+    *(Case(m, m, against="task_arithmetic") for m in (*CORE, *ELEMENTWISE, "robust")),
     *(_ranked(m, k) for m in ("flat", "iso_c", "tsv", "knots") for k in (8, 16, 32)),
     *(Case(f"mos, packed {n} times", "mos", options={"pack": n, "scale": 0.405},
            against="task_arithmetic") for n in (4, 8, 16)),

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import yaml
 
 from lorahub.adapter import AdapterInfo
+from lorahub.licenses import combine
 from lorahub.loading import PIPELINES, loading
 from lorahub.record import Parent, Record
 
@@ -70,9 +71,8 @@ def read_remake(text: str) -> tuple[str, dict[str, str]] | None:
 
 
 def common_license(record: Record) -> str | None:
-    """The licence all parents share, or None; it is never guessed."""
-    licenses = {p.license for p in record.parents}
-    return licenses.pop() if len(licenses) == 1 else None
+    """The licence under which all parents may be handed on, or None; it is never guessed."""
+    return combine([(p.reference, p.license) for p in record.parents]).license
 
 
 def _metadata(

@@ -94,6 +94,13 @@ class IncompatibleError(LorahubError):
     exit_code = ExitCode.INVALID
 
 
+class LicenseError(LorahubError):
+    """A licence that the parents do not allow: state another, or leave some of them out."""
+
+    code = "license"
+    exit_code = ExitCode.INVALID
+
+
 class InvalidRecipeError(LorahubError):
     """A recipe, method or parameter that is wrong: edit it."""
 

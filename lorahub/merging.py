@@ -239,6 +239,7 @@ class Merger:
             rank=max(ranks.values()),
             weights_sha256=info.weights_sha256,
             verification=check,
+            license=plan.license,
             notes=plan.notes + warnings_of(done.modules),
             reports=reports,
         )

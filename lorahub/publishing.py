@@ -10,8 +10,14 @@ from tempfile import TemporaryDirectory
 
 from lorahub import formats
 from lorahub.adapter import Adapter
-from lorahub.errors import LorahubError, UnsupportedAdapterError, UsageError
+from lorahub.errors import (
+    LicenseError,
+    LorahubError,
+    UnsupportedAdapterError,
+    UsageError,
+)
 from lorahub.integrity import file_sha256
+from lorahub.licenses import combine, forbidding
 from lorahub.output import new_folder
 from lorahub.record import FILE_NAME, PACK_NAME, RECIPE_NAME, Record
 
@@ -72,6 +78,29 @@ def _card(adapter: Adapter, repo_id: str) -> str | None:
         )
 
     return render(repo_id) if written == render(None) else None
+
+
+def check_license(adapter: Adapter) -> None:
+    """Refuse a merged adapter whose card states a licence that its parents do not allow.
+
+    Raises:
+        LicenseError: Naming the parents, and what each of them asks.
+    """
+    record = Record.read(adapter.origin.folder)
+    stated = formats.read_card(adapter.origin.folder).license
+    if record is None or stated is None:
+        return
+    parents = [(p.reference, p.license) for p in record.parents]
+    reasons = forbidding(stated, parents)
+    if reasons:
+        fitting = combine(parents).license
+        state = f"state {fitting}" if fitting else "state none"
+        raise LicenseError(
+            f"the card of '{adapter.name}' states {stated}, which its parents do not allow: "
+            f"{'; '.join(reasons)}",
+            hint=f"{state} in {adapter.origin.folder / 'README.md'}, or merge without them; "
+            "lorahub reads licences coarsely and gives no legal advice",
+        )
 
 
 def export(adapter: Adapter, target: Path, locks: Path, *, format_name: str) -> None:

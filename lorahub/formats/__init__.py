@@ -12,10 +12,19 @@ from typing import BinaryIO
 from lorahub.adapter import AdapterInfo, Module, Outline, canonical_base
 from lorahub.errors import InvalidAdapterError, UnsupportedAdapterError
 from lorahub.formats import card, foreign, peft
+from lorahub.formats.card import read_card
 from lorahub.formats.pickled import convert_pickle, find_pickle
 from lorahub.formats.safetensors import Header, TensorEntry, read_header
 
-__all__ = ["convert_pickle", "find_pickle", "find_weights", "inspect", "outline", "peft"]
+__all__ = [
+    "convert_pickle",
+    "find_pickle",
+    "find_weights",
+    "inspect",
+    "outline",
+    "peft",
+    "read_card",
+]
 
 _CHUNK = 1 << 20
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorahub.integrity import check_unchanged
-from lorahub.publishing import export, prepared
+from lorahub.publishing import check_license, export, prepared, publishable
 from lorahub.workspace.finding import Finding
 
 if TYPE_CHECKING:
@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
 class Publishing(Finding):
     """Exports and publications."""
+
+    def files(self, reference: str) -> tuple[Path, ...]:
+        """The files of an adapter that an export copies and a push uploads.
+
+        Raises:
+            NotFoundError: The reference names nothing.
+        """
+        return publishable(self.get(reference))
 
     def export(self, reference: str, folder: Path, *, format_name: str = "peft") -> Path:
         """Copy an adapter into a new folder as PEFT reads it.
@@ -61,11 +69,13 @@ class Publishing(Finding):
         Raises:
             AuthError: No token, or one that may not write there.
             ConflictError: The repository is public where a private one was asked for.
+            LicenseError: Its card states a licence that its parents do not allow.
             NetworkError: The Hub does not answer.
             IntegrityError: Its files changed since they were catalogued.
         """
         adapter = self.get(reference)
         check_unchanged(adapter)
+        check_license(adapter)
         hub = self.hub(remote=remote, endpoint=endpoint, token_env=token_env)
         with prepared(adapter, repo_id) as files:
             pushed = hub.push(
