@@ -224,7 +224,10 @@ against `task_arithmetic` of the same rank, allocations against one rank for all
 
 ![norm of every merge](quality.svg)
 """
-    (ROOT / "docs" / "quality.md").write_text(text, encoding="utf-8")
+    page = ROOT / "docs" / "quality.md"
+    # What other benchmarks wrote after the plot stays.
+    _, mark, others = page.read_text(encoding="utf-8").partition("\n## ")
+    page.write_text(text + mark + others, encoding="utf-8")
     _plot({c.label: _norm(results[c.label], single) for c in (*cases, zero)})
 
 

@@ -234,6 +234,8 @@ def test_sets_that_cannot_be_compared(tmp_path: Path) -> None:
         compare([one])
     with pytest.raises(UsageError, match="'one' is named twice"):
         compare([one, one])
+    with pytest.raises(UsageError, match="65 adapters are too many"):
+        compare([one] * 65)
     odd = load(write_adapter(tmp_path / "odd", {"model.layers.9.q": (4, 4, 2)}))
     with pytest.raises(IncompatibleError, match="'one' shares no target module"):
         compare([one, odd])

@@ -109,7 +109,7 @@ ACTIONS: tuple[Action, ...] = (
            shown=True),
     # Remote
     Action("filter", "remote", "slash", "Search", "Type what to look for.", shown=True),
-    Action("pull", "remote", "enter,L", "Pull", "Pull the highlighted repository.", shown=True),
+    Action("pull", "remote", "L", "Pull", "Pull the highlighted repository.", shown=True),
     Action("copy", "remote", "y", "Copy name", "Copy the repository's name."),
 )  # fmt: skip
 

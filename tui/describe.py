@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lorahub.adapter import Adapter
+from lorahub.errors import LorahubError
+from lorahub.record import Record
 from lorahub.workspace import Workspace
 from tui import text
 
@@ -108,11 +110,27 @@ def _modules(adapter: Adapter) -> str:
 def _lineage(workspace: Workspace, adapter: Adapter) -> Iterator[str]:
     yield adapter.name + (f"  ({adapter.method})" if adapter.method else "")
     yield from _parents(workspace, adapter.id, 1)
+    yield from _verification(adapter)
     children = workspace.catalog.children(adapter.id)
     if children:
         yield ""
         yield "Merged into"
         yield from (f"  {child}" for child in children)
+
+
+def _verification(adapter: Adapter) -> Iterator[str]:
+    """How well a merge keeps each of its sources, as its record says."""
+    try:
+        record = Record.read(adapter.origin.folder)
+    except LorahubError as error:
+        yield f"\n{error.message}"
+        return
+    if record is None:
+        return
+    check = record.verification
+    yield f"\nVerified: off by {check.worst_error:.1e} at worst, {check.tolerance:.0e} is allowed"
+    for parent, kept in zip(record.parents, check.retained, strict=True):
+        yield f"  {text.bar(kept, 10)} {kept:6.1%} of {parent.reference} kept"
 
 
 def _parents(workspace: Workspace, adapter_id: int, depth: int) -> Iterator[str]:

@@ -17,7 +17,7 @@ def matrix(
 ) -> str:
     """Values by row and column; shades run from ``low`` to ``high``."""
     width = max((len(r) for r in rows), default=0)
-    heads = [c if len(c) <= 8 else f"{c[:7]}…" for c in columns]
+    heads = [text.clipped(c, 8) for c in columns]
     lines = [" " * width + " " + " ".join(f"{h:>8}" for h in heads)]
     for row in rows:
         cells = []
@@ -59,3 +59,54 @@ def conflicts(comparison: Mapping[str, object]) -> str:
         for n in norms
     ]
     return "\n\n".join([*parts, "Norms\n" + "\n".join(lines)])
+
+
+FIGURES: Mapping[str, str] = {
+    "norm": "Norm of the delta",
+    "effective_rank": "Effective rank",
+    "sign_conflict": "Sign conflict of the first two",
+}
+
+
+def layer_map(comparison: Mapping[str, object], figure: str) -> str:
+    """A figure by layer and module type: a map for each adapter, or one for the first pair."""
+    modules = comparison.get("modules")
+    if not isinstance(modules, list) or not modules:
+        return "no modules were measured"
+    layers = list(dict.fromkeys(str(m["layer"]) for m in modules))
+    types = list(dict.fromkeys(str(m["type"]) for m in modules))
+    maps: dict[str, dict[tuple[str, str], float]] = {}
+    for module in modules:
+        place = str(module["layer"]), str(module["type"])
+        if figure == "sign_conflict":
+            for pair in module["pairs"][:1]:
+                maps.setdefault(f"{pair['one']} and {pair['other']}", {})[place] = pair[figure]
+        else:
+            for norms in module["norms"]:
+                maps.setdefault(str(norms["adapter"]), {})[place] = norms[figure]
+    top = max((v for values in maps.values() for v in values.values()), default=1.0)
+    return "\n\n".join(
+        f"{FIGURES[figure]}: {name}\n{matrix(layers, types, values, high=top or 1.0)}"
+        for name, values in maps.items()
+    ) or "it takes two adapters: put them into the basket"  # fmt: skip
+
+
+def spectra(comparison: Mapping[str, object]) -> str:
+    """The singular values of every module, one adapter beside the other."""
+    modules = comparison.get("modules")
+    if not isinstance(modules, list) or not modules:
+        return ""
+    width = max(len(str(m["module"])) for m in modules)
+    names = list(dict.fromkeys(str(n["adapter"]) for m in modules for n in m["norms"]))
+    lines = ["Singular values, largest first", " " * width + "  " + "  ".join(
+        f"{text.clipped(n, 24):24}" for n in names
+    )]  # fmt: skip
+    for module in modules:
+        found = {str(n["adapter"]): n for n in module["norms"]}
+        cells = [
+            f"{text.spark(found[n]['sigma'], 16):16} {max(found[n]['sigma'], default=0):7.3g}"
+            if n in found else " " * 24
+            for n in names
+        ]  # fmt: skip
+        lines.append(f"{module['module']:{width}}  " + "  ".join(cells))
+    return "\n".join(lines)

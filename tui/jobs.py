@@ -45,6 +45,11 @@ class Jobs:
     def close(self) -> None:
         """End the watching; the jobs go on."""
         self.closed = True
+        with self._lock:
+            for child in self._children.values():
+                if child.poll() is None:
+                    child.returncode = 0  # it is nobody's child from here on, and meant to be
+            self._children.clear()
         self.changed.set()
 
     def submit(self, words: Sequence[str], title: str, recipe: str | None = None) -> str:

@@ -67,3 +67,8 @@ def span(seconds: float) -> str:
 def plural(count: int, word: str) -> str:
     """``1 module``, ``2 modules``."""
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def clipped(text: str, width: int) -> str:
+    """The text in at most that many characters, cut with an ellipsis."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"

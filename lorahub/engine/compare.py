@@ -27,6 +27,9 @@ from lorahub.methods.registry import get
 SIGN_ROWS = 64
 """Rows of the deltas that sign conflict is counted on, spread evenly."""
 
+MOST = 64
+"""Adapters that are compared at once: figures of all their pairs at all modules are kept."""
+
 _NO_BASE = "unknown/unknown"
 """Base of adapters that name none: a plan must have one, and a comparison writes none."""
 
@@ -166,7 +169,7 @@ def compare(
         listener: Receives progress.
 
     Raises:
-        UsageError: Fewer than two adapters, or one of them twice.
+        UsageError: Fewer than two adapters, more than `MOST`, or one of them twice.
         IncompatibleError: Different base models, a module of different shapes, or an adapter
             that shares no module with the others.
         UnsupportedAdapterError: One whose factors do not say what its delta is.
@@ -206,6 +209,11 @@ def plan_of(adapters: Sequence[Adapter]) -> Plan:
     if len(names) < 2:
         raise UsageError(
             "comparing needs at least two adapters", hint="name another; see `lorahub ls`"
+        )
+    if len(names) > MOST:
+        raise UsageError(
+            f"{len(names)} adapters are too many to compare every two of them; {MOST} are the most",
+            hint="group them first: `lorahub cluster`, `lorahub similar`",
         )
     for name in names:
         if names.count(name) > 1:

@@ -1,11 +1,14 @@
 """Which merge suits a set of adapters, from their factors alone.
 
-The rule reads four figures and has no parameters fitted to any set:
+The rule reads four figures:
 
 - cosines say which adapters are of one kind (the same task, trained again or further);
 - the overlap of the A factors, whether unlike adapters live in the same directions;
 - norms, whether one of them is louder than the rest;
 - ranks, whether the result has room for all that the adapters have.
+
+The reasons beside each method say what follows from them; docs/quality.md, how far it is from the
+best in hindsight.
 """
 
 from __future__ import annotations
@@ -200,9 +203,11 @@ def _ranked(comparison: Comparison, kinds: int, room: Room) -> Sequence[tuple[st
     overlap = sum(p.overlap_a for p in comparison.pairs) / len(comparison.pairs)
     if overlap >= SHARED:
         return _IN_THE_SAME_DIRECTIONS
-    if room.rank is None:
-        return _TWO_WITH_ROOM if kinds == 2 else _WITH_ROOM
-    return _UNDER_A_BUDGET if room.rank > kinds else _IN_VERY_FEW_RANKS
+    if room.rank is not None and room.rank <= kinds:
+        return _IN_VERY_FEW_RANKS
+    if kinds == 2:
+        return _TWO if room.rank is None else _TWO_UNDER_A_BUDGET
+    return _WITH_ROOM if room.rank is None else _UNDER_A_BUDGET
 
 
 _OF_ONE_KIND = (
@@ -223,12 +228,24 @@ _IN_THE_SAME_DIRECTIONS = (
     ("knots", "elects a sign along the common directions, where adapters contradict each other"),
     ("tsv", "moves the adapters apart, as far as common directions allow"),
 )  # fmt: skip
-_TWO_WITH_ROOM = (
-    ("tsv", "two adapters disturb each other little: each keeps its own spectrum, made orthogonal "
-     "to the other's"),
-    ("iso_c", "gives all directions of both the same room; better for two tasks of one nature, "
-     "worse where one relies on few directions"),
-    ("task_arithmetic", "the plain sum, pulled back by its scale"),
+_TSV_FOR_TWO = (
+    "tsv",
+    "two adapters disturb each other little, so each keeps its own spectrum, made orthogonal to "
+    "the other's; that costs a little where both tasks are of one nature, and saves much where "
+    "they are not",
+)
+_SUM_OF_TWO = ("task_arithmetic", "the plain sum, pulled back by its scale")
+_TWO = (
+    _TSV_FOR_TWO,
+    ("iso_c", "all directions at one level: a little better for two tasks of one nature, much "
+     "worse where one of them lives in few directions"),
+    _SUM_OF_TWO,
+)  # fmt: skip
+_TWO_UNDER_A_BUDGET = (
+    _TSV_FOR_TWO,
+    ("flat", "the directions that matter most, all at one level: a little better for two tasks of "
+     "one nature, much worse where one of them lives in few directions"),
+    _SUM_OF_TWO,
 )  # fmt: skip
 _WITH_ROOM = (
     ("iso_c", "in a sum of several unlike adapters a few directions drown the others; a flat "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
@@ -161,6 +162,8 @@ class BrowseScreen(BrowseReading):
     def on_paged_table_highlighted(self, event: PagedTable.Highlighted) -> None:
         """Describe the adapter."""
         if event.row is not None:
+            app = app_of(self)
+            app.state = replace(app.state, adapter=event.row.value.summary.name)
             self.read_description(event.row.value.summary.name)
         else:
             self.query_one(Detail).show(None)

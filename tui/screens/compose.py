@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
@@ -181,7 +182,11 @@ class ComposeScreen(ComposeReading):
     def on_compose_reading_suggested(self, event: ComposeReading.Suggested) -> None:
         """Take what was suggested into the recipe; undo takes it back."""
         draft = self.draft.with_rest(**event.changes)
-        app_of(self).edit(draft)
+        inputs = (
+            i.weighted(event.weights[i.adapter]) if i.adapter in event.weights else i
+            for i in draft.inputs
+        )
+        app_of(self).edit(replace(draft, inputs=tuple(inputs)))
         self.app.notify(event.reason, title="suggested", timeout=12, markup=False)
 
     # Actions

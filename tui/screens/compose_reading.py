@@ -38,11 +38,23 @@ class ComposeReading(Room):
             self.outcome = outcome
 
     class Suggested(Message):
-        """Keys of the recipe that were suggested, and why."""
+        """Keys of the recipe and weights that were suggested, and what else was said."""
 
-        def __init__(self, changes: Mapping[str, Any], reason: str) -> None:
+        def __init__(
+            self,
+            changes: Mapping[str, Any],
+            weights: Mapping[str, float],
+            found: Mapping[str, Any],
+        ) -> None:
             super().__init__()
-            self.changes, self.reason = changes, reason
+            self.changes, self.weights, self.found = changes, weights, found
+
+        @property
+        def reason(self) -> str:
+            """Why, and the runners-up, in plain words."""
+            others = (f"or {o['method']}: {o['reason']}" for o in self.found["others"])
+            choice = self.found["choice"]
+            return "\n".join([f"{choice['method']}: {choice['reason']}", *others])
 
     @work(thread=True, exclusive=True, group="plan")
     def read_outlook(self, draft: Draft) -> None:
@@ -67,8 +79,9 @@ class ComposeReading(Room):
         except LorahubError as error:
             self.post_message(Complaint(error))
             return
-        keys = ("method", "parameters", "scale", "normalize", "budget", "allocate")
-        changes = {k: found.get(k) for k in keys}
-        reasons = found.get("reasons") or found.get("reason") or ""
-        why = "; ".join(reasons) if isinstance(reasons, list) else str(reasons)
-        self.post_message(self.Suggested(changes, f"{found.get('method')}: {why}"))
+        choice = found["choice"]
+        keys = ("method", "scale", "parameters", "budget", "normalize")
+        changes = {key: choice[key] or None for key in keys}
+        self.post_message(
+            self.Suggested(changes, dict(zip(names, found["weights"], strict=True)), found)
+        )
