@@ -57,6 +57,19 @@ A LoRA adapter for {base}. It adapts {size} at rank {ranks}.
 {_loading(info, info.base_model, name, repo_id)}"""
 
 
+def read_remake(text: str) -> tuple[str, dict[str, str]] | None:
+    """The recipe (YAML) in a card's text and the sha256 (hex) of what it makes, by file name.
+
+    None where the card has no recipe; nothing in it is trusted.
+    """
+    _, mark, rest = text.partition(f"\n{REMAKE}\n")
+    block = re.search(r"^(`{3,})yaml\n(.*?)^\1$", rest, re.DOTALL | re.MULTILINE)
+    if not mark or block is None:
+        return None
+    rows = re.findall(r"^\| `([\w.-]+)` \| `([0-9a-f]{64})` \|$", rest[block.end() :], re.MULTILINE)
+    return block[2], dict(rows)
+
+
 def common_license(record: Record) -> str | None:
     """The licence under which all parents may be handed on, or None; it is never guessed."""
     return combine([(p.reference, p.license) for p in record.parents]).license

@@ -21,6 +21,7 @@ from lorahub.errors import (
 )
 from lorahub.events import Listener, Warned
 from lorahub.integrity import check_unchanged, file_sha256
+from lorahub.lookup import with_content
 from lorahub.output import check_name, new_folder
 from lorahub.packed import check_pack, pack_beside
 from lorahub.provenance import is_result_of, parents_of, pinned_recipe, plan_again, warnings_of
@@ -116,7 +117,7 @@ class Merger:
         )
         with self._closing_run(run_id):
             with new_folder(target, self._config.home / "locks", replace=force) as partial:
-                record = self._write(plan, name, partial, device, workers, listener)
+                record = self.write(plan, name, partial, device, workers, listener)
             adapter = self._catalogue(run_id, plan, name, target, record, known)
             return Merged(adapter, record, "merged")
 
@@ -175,7 +176,7 @@ class Merger:
             self._catalog.end_run(run_id, "failed", str(error))
             raise
 
-    def _write(
+    def write(
         self,
         plan: Plan,
         name: str,
@@ -184,6 +185,11 @@ class Merger:
         workers: int | None,
         listener: Listener,
     ) -> Record:
+        """Write the result of ``plan`` with all that belongs to it into an empty folder.
+
+        Raises:
+            VerificationError: It is further from its definition than its dtype allows.
+        """
         from lorahub.card import render_card
         from lorahub.engine.plan import LORAHUB_VERSION
         from lorahub.engine.run import run
@@ -278,9 +284,10 @@ class Merger:
         if record.weights_sha256 != adapter.info.weights_sha256:
             raise IntegrityError(f"the weights of '{adapter.name}' are not those of its record")
         check_pack(adapter, record)
-        parents = [self._parent(parent) for parent in record.parents]
-        for parent in parents:
-            check_unchanged(parent)
+        parents: list[Adapter] = []
+        for parent in record.parents:
+            parents.append(self._parent(parent, {known.name for known in parents}))
+            check_unchanged(parents[-1])
         plan = plan_again(record, parents)
         check = verify(
             plan,
@@ -294,15 +301,15 @@ class Merger:
         _require(check, adapter.name)
         return check
 
-    def _parent(self, parent: Parent) -> Adapter:
-        found = self._catalog.by_hash(parent.content_hash)
-        if not found:
+    def _parent(self, parent: Parent, used: set[str]) -> Adapter:
+        found = with_content(self._catalog, parent.content_hash, used)
+        if found is None:
             where = f"{parent.repo_id}@{parent.revision}" if parent.repo_id else parent.reference
             raise NotFoundError(
                 f"source '{parent.reference}' is no longer in the catalog",
                 hint=f"pull it again: `lorahub pull {where}`",
             )
-        return found[0]
+        return found
 
 
 def _require(check: Verification, name: str) -> None:

@@ -18,6 +18,7 @@ from lorahub.cli import (
     packing,
     publishing,
     pulling,
+    reproducing,
     terminal,
     upkeep,
 )
@@ -52,6 +53,7 @@ for verb in (
     packing.unpack,
     publishing.export,
     publishing.push,
+    reproducing.repro,
     terminal.tui,
     upkeep.version,
 ):

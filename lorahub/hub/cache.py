@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -37,11 +36,8 @@ class CachedAdapter:
 
     def damaged(self) -> tuple[str, ...]:
         """Names of files at its root that are not what the name of their blob says."""
-        found = []
-        for path in sorted(self.folder.iterdir()):
-            if path.is_symlink() and not _expected(path).is_at(path):
-                found.append(path.name)
-        return tuple(found)
+        links = [path for path in sorted(self.folder.iterdir()) if path.is_symlink()]
+        return tuple(path.name for path in links if not _expected(path).is_at(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +126,7 @@ def _adapter(repo: Any, revision: Any) -> CachedAdapter:  # noqa: ANN401 - huggi
 
 def _expected(path: Path) -> RemoteFile:
     """The file that the blob behind a link is named after."""
-    etag = Path(os.readlink(path)).name
+    etag = path.readlink().name
     sha256 = etag if re.fullmatch(r"[0-9a-f]{64}", etag) else None
     git_sha1 = etag if re.fullmatch(r"[0-9a-f]{40}", etag) else None
     return RemoteFile(path.name, path.stat().st_size, sha256, git_sha1)

@@ -11,6 +11,7 @@ from lorahub.workspace.knowing import Knowing
 from lorahub.workspace.merging import Merging
 from lorahub.workspace.packing import Packing
 from lorahub.workspace.publishing import Publishing
+from lorahub.workspace.reproducing import Reproducing
 
 __all__ = ["Workspace"]
 
@@ -23,6 +24,7 @@ class Workspace(
     Knowing,
     Packing,
     Publishing,
+    Reproducing,
 ):
     """A catalog with the means to fill it, merge from it and publish from it.
 
