@@ -7,6 +7,7 @@ that its bytes are as reproducible as the weights.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -178,7 +179,7 @@ class Record:
                     f"{where}: record version {version} is not {FORMAT_VERSION}",
                     hint="upgrade lorahub to read it",
                 )
-            body["parents"] = tuple(Parent(**p) for p in body["parents"])
+            body["parents"] = tuple(_sound(Parent(**p)) for p in body["parents"])
             if body["packed"] is not None:
                 body["packed"]["tried"] = tuple(tuple(t) for t in body["packed"]["tried"])
                 body["packed"] = Packed(**body["packed"])
@@ -187,7 +188,7 @@ class Record:
             body["verification"] = Verification(**check)
             body["notes"] = tuple(body["notes"])
             return cls(**body)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise IntegrityError(
                 f"{where}: not a lorahub record ({error})",
                 hint="the file was edited or damaged; merge again from the recipe",
@@ -208,3 +209,21 @@ class Record:
         except (OSError, UnicodeDecodeError) as error:
             raise IntegrityError(f"{path}: cannot be read ({error})") from error
         return cls.from_json(text, str(path))
+
+
+def _sound(parent: Parent) -> Parent:
+    """The parent, whose fields came from a file that anybody may have written.
+
+    Raises:
+        ValueError: A field is of another type.
+    """
+    texts = (parent.reference, parent.content_hash)
+    optional = (parent.repo_id, parent.revision, parent.endpoint, parent.license)
+    numbers = (parent.weight, parent.factor, *parent.weights.values())
+    if not (
+        all(isinstance(t, str) for t in texts)
+        and all(t is None or isinstance(t, str) for t in optional)
+        and all(type(n) in {int, float} and math.isfinite(n) for n in numbers)
+    ):
+        raise ValueError(f"parent {parent.reference!r:.80} has a field of another type")
+    return parent

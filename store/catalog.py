@@ -8,6 +8,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from store.adapters import Adapters
+from store.keeping import Keeping
 from store.lineage import Lineage
 from store.listing import Listing
 from store.publications import Publications
@@ -18,6 +19,7 @@ from store.sketches import Sketches
 
 class Catalog(
     Adapters,
+    Keeping,
     Lineage,
     Listing,
     Publications,
