@@ -1,28 +1,60 @@
-"""The model card of a merged adapter: what it is, from what, how well, how to use it."""
+"""The model card of an adapter: what it is, from what, how well, how to use and remake it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from urllib.parse import quote
 
 import yaml
 
+from lorahub.adapter import AdapterInfo
 from lorahub.licenses import combine
+from lorahub.loading import PIPELINES, loading
 from lorahub.record import Parent, Record
 
+REMAKE = "## Make it again"
+"""Heading below which the card has the recipe and the hashes of what it makes."""
 
-def render_card(record: Record, *, name: str, targets: Sequence[str], paper: str) -> str:
+
+def render_card(
+    record: Record,
+    info: AdapterInfo,
+    *,
+    name: str,
+    paper: str,
+    recipe: str,
+    repo_id: str | None = None,
+) -> str:
     """README.md for a merge: YAML metadata and a body for a reader. Names no local path.
 
     Args:
         record: The merge.
+        info: What its files are.
         name: Name of the result.
-        targets: Module types it adapts.
         paper: Where the method comes from.
+        recipe: Text of the pinned recipe.
+        repo_id: Where it is published, or None while that is open.
     """
-    return f"---\n{_metadata(record)}---\n\n{_body(record, name, targets, paper)}"
+    head = _metadata(info, record.base_model, common_license(record), ("merge",))
+    return f"---\n{head}---\n\n{_body(record, info, name, paper, recipe, repo_id)}"
+
+
+def render_plain_card(info: AdapterInfo, *, name: str, repo_id: str) -> str:
+    """README.md for an adapter that has none: what its files say, and how to load it."""
+    base = _base(info.base_model)
+    size = f"{len(info.modules)} modules ({', '.join(_plain(t) for t in info.targets)})"
+    ranks = " to ".join(str(r) for r in sorted({info.ranks[0], info.ranks[-1]}))
+    return f"""---
+{_metadata(info, info.base_model, None, ())}---
+
+# {_plain(name)}
+
+A LoRA adapter for {base}. It adapts {size} at rank {ranks}.
+
+## Use
+
+{_loading(info, info.base_model, name, repo_id)}"""
 
 
 def common_license(record: Record) -> str | None:
@@ -30,15 +62,18 @@ def common_license(record: Record) -> str | None:
     return combine([(p.reference, p.license) for p in record.parents]).license
 
 
-def _metadata(record: Record) -> str:
+def _metadata(
+    info: AdapterInfo, base_model: str | None, license_name: str | None, tags: tuple[str, ...]
+) -> str:
     data: dict[str, object] = {"library_name": "peft"}
-    if _is_repo_id(record.base_model):
-        data["base_model"] = record.base_model
-        data["base_model_relation"] = "merge"
-    license_name = common_license(record)
+    if _is_repo_id(base_model):
+        # Of a merged adapter too: a relation of "merge" would list it among whole models.
+        data |= {"base_model": base_model, "base_model_relation": "adapter"}
     if license_name:
         data["license"] = " ".join(license_name.split())[:100]
-    data["tags"] = ["lora", "peft", "merge", "lorahub"]
+    if pipeline := PIPELINES.get(info.task_type or ""):
+        data["pipeline_tag"] = pipeline
+    data["tags"] = ["lora", "peft", *tags, "lorahub"]
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
@@ -79,12 +114,29 @@ def _weight_cell(parent: Parent) -> str:
     return f"{parent.weight:g}{others}"
 
 
-def _body(record: Record, name: str, targets: Sequence[str], paper: str) -> str:
+def _base(name: str | None) -> str:
+    if _is_repo_id(name):
+        return f"`{name}`"
+    return _plain(_last_part(name or "")) or "its base model"
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """Text as a code block that it cannot end."""
+    runs = re.findall(r"`+", text)
+    fence = "`" * max(3, 1 + max(map(len, runs), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _loading(info: AdapterInfo, base_model: str | None, name: str, repo_id: str | None) -> str:
+    base = base_model if _is_repo_id(base_model) else "BASE_MODEL"
+    word = re.sub(r"[^A-Za-z0-9._-]+", "-", name.rsplit("/", 1)[-1]).strip("-.") or "adapter"
+    return loading(info, base=str(base), repo=repo_id or "PATH_OR_REPO", name=word)
+
+
+def _body(
+    record: Record, info: AdapterInfo, name: str, paper: str, recipe: str, repo_id: str | None
+) -> str:
     check = record.verification
-    public = record.base_model if _is_repo_id(record.base_model) else None
-    base = (
-        f"`{public}`" if public else _plain(_last_part(record.base_model or "")) or "its base model"
-    )
     rows = "\n".join(
         f"| {_parent_cell(p)} | {_weight_cell(p)} | {_plain(p.license or 'not stated')} "
         f"| {kept:.1%} |"
@@ -95,12 +147,11 @@ def _body(record: Record, name: str, targets: Sequence[str], paper: str) -> str:
     )
     notes = "".join(f"\n- {_plain(note)}" for note in record.notes)
     notes = f"\n## Notes\n{notes}\n" if notes else ""
-    base_id = public or "BASE_MODEL"
     return f"""# {_plain(name)}
 
-A LoRA adapter for {base}, merged from {len(record.parents)} adapters with
+A LoRA adapter for {_base(record.base_model)}, merged from {len(record.parents)} adapters with
 [lorahub](https://pypi.org/project/lorahub-kit/). It adapts {record.modules} modules
-({", ".join(_plain(t) for t in targets)}) at rank {record.rank} or less.
+({", ".join(_plain(t) for t in info.targets)}) at rank {record.rank} or less.
 
 ## Made from
 
@@ -113,11 +164,7 @@ A LoRA adapter for {base}, merged from {len(record.parents)} adapters with
 ## How
 
 Method `{_code(record.method)}` ({_plain(paper)}), {parameters or "no parameters"}, scale
-{record.scale:g}, seed {record.seed}, written as {record.dtype}. To make it again:
-
-```
-lorahub merge recipe.yaml
-```
+{record.scale:g}, seed {record.seed}, written as {record.dtype}.
 
 ## Verification
 
@@ -132,14 +179,16 @@ Recomputed from the sources in float64 by another path than the merge's own.
 {notes}
 ## Use
 
-```python
-from peft import PeftModel
-from transformers import AutoModel
+{_loading(info, record.base_model, name, repo_id)}
+{REMAKE}
 
-model = PeftModel.from_pretrained(AutoModel.from_pretrained("{base_id}"), "PATH_OR_REPO")
-```
+`lorahub repro {repo_id or "README.md"}` pulls the same commits, merges again and compares bytes;
+this page alone is enough for it.
 
-vLLM: `vllm serve {base_id} --enable-lora --max-lora-rank {record.rank} --lora-modules NAME=PATH`
+{_fenced(recipe, "yaml")}
 
-llama.cpp: `convert_lora_to_gguf.py PATH`
+| file | sha256 |
+|---|---|
+| `{_code(info.weights_file)}` | `{info.weights_sha256}` |
+| `adapter_config.json` | `{info.config_sha256}` |
 """

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Event, Lock
+from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
 from lorahub import formats
@@ -20,7 +21,7 @@ from lorahub.errors import (
     OfflineError,
     UsageError,
 )
-from lorahub.events import Listener, Warned
+from lorahub.events import Advanced, Event, Listener, PhaseStarted, Warned
 from lorahub.integrity import check_unchanged, file_sha256
 from lorahub.lookup import is_folder
 from lorahub.output import check_name, new_folder
@@ -77,16 +78,22 @@ class Puller:
             check_name(name)
             if len(references) > 1:
                 raise UsageError("--name goes with one reference")
-        stopped = Event()
+        stopped = threading.Event()
+        progress = _Progress(listener, len(references))
 
         def pull_one(text: str) -> Pulled:
+            outcome = attempt(text)
+            progress.advance(text)
+            return outcome
+
+        def attempt(text: str) -> Pulled:
             try:
                 reference = Reference.parse(text)
                 asked = hub_at(reference.endpoint) if reference.endpoint else hub
                 known = None if all_files else self._at_commit(reference, asked)
                 if known is not None and name in {None, known.name}:
                     return Pulled(text, "up to date", known, None)
-                origin = self._fetch(reference, asked, all_files, allow_pickle, listener)
+                origin = self._fetch(reference, asked, all_files, allow_pickle, progress.listener)
                 adapter, added = self._register(
                     origin, name, allow_pickle=allow_pickle, stopped=stopped
                 )
@@ -122,7 +129,7 @@ class Puller:
             InvalidAdapterError: There is none, or a damaged one.
             IntegrityError: Its record is none.
         """
-        return self._register(origin, None, allow_pickle=False, stopped=Event())
+        return self._register(origin, None, allow_pickle=False, stopped=threading.Event())
 
     def _fetch(
         self,
@@ -193,7 +200,7 @@ class Puller:
         return target
 
     def _register(
-        self, origin: Origin, name: str | None, *, allow_pickle: bool, stopped: Event
+        self, origin: Origin, name: str | None, *, allow_pickle: bool, stopped: threading.Event
     ) -> tuple[Adapter, bool]:
         """The catalogued adapter for an origin, and whether it is new."""
         if allow_pickle and (pickled := formats.find_pickle(origin.folder)):
@@ -234,7 +241,7 @@ class Puller:
         return None
 
     @contextmanager
-    def _unless(self, stopped: Event) -> Iterator[None]:
+    def _unless(self, stopped: threading.Event) -> Iterator[None]:
         """One thread at a time writes, and none once ``stopped`` is set."""
         with self._writing:
             if stopped.is_set():
@@ -256,6 +263,26 @@ class Puller:
             with new_folder(target, self._config.home / "locks") as partial:
                 formats.convert_pickle(origin.folder, partial)
         return replace(origin, folder=target)
+
+
+class _Progress:
+    """Files, while one adapter is pulled; adapters, while several are."""
+
+    def __init__(self, listener: Listener, count: int) -> None:
+        self._listener, self._count, self._done = listener, count, 0
+        self._lock = Lock()
+        if count > 1:
+            listener(PhaseStarted("pull", count, "adapters"))
+
+    def listener(self, event: Event) -> None:
+        if self._count == 1 or isinstance(event, Warned):
+            self._listener(event)
+
+    def advance(self, item: str) -> None:
+        if self._count > 1:
+            with self._lock:
+                self._done += 1
+                self._listener(Advanced("pull", self._done, item))
 
 
 def _same_line(one: Origin, other: Origin) -> bool:

@@ -171,6 +171,8 @@ class Record:
         Raises:
             IntegrityError: The text is no record, or one of a newer version.
         """
+        from pydantic import TypeAdapter, ValidationError
+
         try:
             body = json.loads(text)
             version = body.pop("version")
@@ -179,20 +181,21 @@ class Record:
                     f"{where}: record version {version} is not {FORMAT_VERSION}",
                     hint="upgrade lorahub to read it",
                 )
-            body["parents"] = tuple(_sound(Parent(**p)) for p in body["parents"])
-            if body["packed"] is not None:
-                body["packed"]["tried"] = tuple(tuple(t) for t in body["packed"]["tried"])
-                body["packed"] = Packed(**body["packed"])
-            check = body["verification"]
-            check["retained"] = tuple(check["retained"])
-            body["verification"] = Verification(**check)
-            body["notes"] = tuple(body["notes"])
-            return cls(**body)
+            record = TypeAdapter(cls).validate_python(body)
+            for parent in record.parents:
+                if not all(map(math.isfinite, (parent.weight, parent.factor))):
+                    raise ValueError(f"the weight of '{parent.reference}' is not a finite number")
+            return record
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            reason = f"{field}: {first['msg'].lower()}"
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise IntegrityError(
-                f"{where}: not a lorahub record ({error})",
-                hint="the file was edited or damaged; merge again from the recipe",
-            ) from error
+            reason = str(error)
+        raise IntegrityError(
+            f"{where}: not a lorahub record ({reason})",
+            hint="the file was edited or damaged; merge again from the recipe",
+        )
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:
@@ -209,21 +212,3 @@ class Record:
         except (OSError, UnicodeDecodeError) as error:
             raise IntegrityError(f"{path}: cannot be read ({error})") from error
         return cls.from_json(text, str(path))
-
-
-def _sound(parent: Parent) -> Parent:
-    """The parent, whose fields came from a file that anybody may have written.
-
-    Raises:
-        ValueError: A field is of another type.
-    """
-    texts = (parent.reference, parent.content_hash)
-    optional = (parent.repo_id, parent.revision, parent.endpoint, parent.license)
-    numbers = (parent.weight, parent.factor, *parent.weights.values())
-    if not (
-        all(isinstance(t, str) for t in texts)
-        and all(t is None or isinstance(t, str) for t in optional)
-        and all(type(n) in {int, float} and math.isfinite(n) for n in numbers)
-    ):
-        raise ValueError(f"parent {parent.reference!r:.80} has a field of another type")
-    return parent

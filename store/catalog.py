@@ -8,6 +8,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from store.adapters import Adapters
+from store.facets import Facets
 from store.keeping import Keeping
 from store.lineage import Lineage
 from store.listing import Listing
@@ -21,6 +22,7 @@ class Catalog(
     Adapters,
     Keeping,
     Lineage,
+    Facets,
     Listing,
     Publications,
     Remote,

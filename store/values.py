@@ -45,6 +45,7 @@ class AdapterSummary:
     content_hash: str
     mergeable: bool
     created_at: str
+    folder: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -279,10 +279,14 @@ def test_pull_of_a_pickle_interrupted(home: Path, tmp_path: Path) -> None:
 def test_compare_interrupted(filled: Path) -> None:
     before = entries(filled)
     functions = ("comparing:Comparing.compare", "compare:compare",
-                 "safetensors:TensorFile.__init__", "compare:_term", "compare:_products",
-                 "compare:_total")  # fmt: skip
-    interrupt(functions, "compare", "languages", "packages")
+                 "safetensors:TensorFile.__init__", "relations:Relations.__init__",
+                 "relations:sign_conflict", "compare:_together", "pictures:chart",
+                 "output:write_text", "output:_sync")  # fmt: skip
+    out = filled.parent / "out"
+    out.mkdir()
+    interrupt(functions, "compare", "languages", "packages", "--plot", out / "{n}.svg")
     assert entries(filled) == before
+    assert entries(out) == {f"{n}.svg" for n in range(len(functions))}
 
 
 def test_verify_interrupted(filled: Path) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from lorahub.cli import discovering, sink
 from lorahub.errors import ExitCode, UsageError
+from lorahub.events import Finished
 
 if TYPE_CHECKING:
     from lorahub.pulling import Pulled
@@ -36,14 +37,16 @@ def pull(
     remote: sink.Remote = None,
     endpoint: sink.Endpoint = None,
     token_env: sink.TokenEnv = None,
+    events: sink.Events = None,
     as_json: sink.Json = False,
 ) -> None:
     """Bring adapters into the catalog: those named, or those that `discover` finds."""
     from lorahub.workspace import Workspace
 
+    lines = events is not None
     with (
-        sink.errors("pull", as_json=as_json),
-        sink.progress() as listener,
+        sink.errors("pull", as_json=as_json, events=lines),
+        sink.progress(events=lines) as listener,
         Workspace.open() as workspace,
     ):
         where: dict[str, Any] = {"remote": remote, "endpoint": endpoint, "token_env": token_env}
@@ -56,7 +59,7 @@ def pull(
             references = [f"hf://{d.listed.repo_id}" for d in found]
             if not references:
                 sink.note("nothing found")
-                report((), as_json=as_json)
+                report((), as_json=as_json, events=lines)
                 return
         pulled = workspace.pull(
             references or [],
@@ -66,16 +69,16 @@ def pull(
             listener=listener,
             **where,
         )
-        report(pulled, as_json=as_json)
+        report(pulled, as_json=as_json, events=lines)
 
 
-def report(pulled: tuple[Pulled, ...], *, as_json: bool) -> None:
+def report(pulled: tuple[Pulled, ...], *, as_json: bool, events: bool = False) -> None:
     """Print what became of every reference; leaves with an exit code where one failed."""
     failed = [p for p in pulled if p.error is not None]
     if len(pulled) == 1 and failed and failed[0].error is not None:
         raise failed[0].error
     status = "ok" if not failed else "partial" if len(failed) < len(pulled) else "error"
-    if as_json:
+    if as_json or events:
         rows = [
             {
                 "reference": p.reference,
@@ -87,9 +90,12 @@ def report(pulled: tuple[Pulled, ...], *, as_json: bool) -> None:
             }
             for p in pulled
         ]
-        sink.print_act("pull", rows, status=status)
+        if events:
+            sink.print_event(Finished({"status": status, "pulled": rows}))
+        else:
+            sink.print_act("pull", rows, status=status)
     for p in pulled:
-        if p.adapter is not None and not as_json:
+        if p.adapter is not None and not (as_json or events):
             info = p.adapter.info
             sink.print_text(f"{p.adapter.name}\t{p.state}\t{len(info.modules)} modules")
         if p.error is not None:

@@ -75,5 +75,9 @@ def with_retries(ask: Callable[[], T]) -> T:
                 raise
             after = error.response.headers.get("Retry-After", "")
             wait = min(int(after), _LONGEST_WAIT) if after.isdecimal() else wait
+        except OSError as error:
+            # What the client raises for a body of another length than announced has no number.
+            if last or type(error) is not OSError or error.errno is not None:
+                raise
         time.sleep(wait)
     raise AssertionError("unreachable")

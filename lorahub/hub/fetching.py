@@ -71,20 +71,20 @@ class Fetching(Resolving):
         return folder
 
     def _fetch_one(self, snapshot: Snapshot, file: RemoteFile) -> Path:
-        for force in (False, True):
-            path = self._download(snapshot, file, force=force)
+        for _ in range(2):
+            path = self._download(snapshot, file)
             if file.is_at(path):
                 return path
-        # What is known to be wrong must not be found in the cache by anybody.
-        path.resolve().unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+            # What is known to be wrong must not be found in the cache by anybody.
+            path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         raise IntegrityError(
             f"{snapshot.repo_id}: '{file.name}' arrived twice with a content that is not the "
             "one its hash names",
             hint="try again later; the connection or the Hub's storage alters files",
         )
 
-    def _download(self, snapshot: Snapshot, file: RemoteFile, *, force: bool) -> Path:
+    def _download(self, snapshot: Snapshot, file: RemoteFile) -> Path:
         from huggingface_hub import (
             get_hf_file_metadata,
             hf_hub_download,
@@ -95,9 +95,7 @@ class Fetching(Resolving):
         repo_id, name, revision = snapshot.repo_id, file.name, snapshot.revision
 
         def ask() -> str:
-            if force or not isinstance(
-                try_to_load_from_cache(repo_id, name, revision=revision), str
-            ):
+            if not isinstance(try_to_load_from_cache(repo_id, name, revision=revision), str):
                 # The download would ask a Hub that is down again and again for 24 seconds.
                 get_hf_file_metadata(
                     hf_hub_url(repo_id, name, revision=revision, endpoint=self.endpoint),
@@ -112,7 +110,6 @@ class Fetching(Resolving):
                     revision=revision,
                     endpoint=self.endpoint,
                     token=self.token,
-                    force_download=force,
                     etag_timeout=client.TIMEOUT_SECONDS,
                 )
             )
