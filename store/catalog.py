@@ -9,6 +9,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from store.adapters import Adapters
 from store.facets import Facets
+from store.keeping import Keeping
 from store.lineage import Lineage
 from store.listing import Listing
 from store.publications import Publications
@@ -19,6 +20,7 @@ from store.sketches import Sketches
 
 class Catalog(
     Adapters,
+    Keeping,
     Lineage,
     Facets,
     Listing,

@@ -1,4 +1,4 @@
-"""Verbs on the catalog: ls, search, show, rm."""
+"""Verbs on the catalog: ls, search, show."""
 
 from __future__ import annotations
 
@@ -147,22 +147,3 @@ def show(reference: Ref, as_json: sink.Json = False) -> None:
         if parents:
             for line in drawn(workspace.lineage(reference)):
                 sink.print_text(line)
-
-
-def rm(
-    references: Refs,
-    files: Annotated[
-        bool, typer.Option("--files", help="Also delete merged folders in the data folder.")
-    ] = False,
-    as_json: sink.Json = False,
-) -> None:
-    """Remove adapters from the catalog; files of the Hub's cache and of yours stay."""
-    from lorahub.workspace import Workspace
-
-    with sink.errors("rm", as_json=as_json), Workspace.open() as workspace:
-        removed = workspace.remove(references, files=files)
-        if as_json:
-            sink.print_act("rm", [a.name for a in removed])
-        else:
-            for adapter in removed:
-                sink.print_text(f"{adapter.name}\tremoved")

@@ -7,6 +7,7 @@ one subject; `Workspace` is all of them.
 from lorahub.workspace.comparing import Comparing
 from lorahub.workspace.deriving import Deriving
 from lorahub.workspace.discovering import Discovering
+from lorahub.workspace.keeping import Keeping
 from lorahub.workspace.knowing import Knowing
 from lorahub.workspace.merging import Merging
 from lorahub.workspace.packing import Packing
@@ -21,6 +22,7 @@ class Workspace(
     Merging,
     Comparing,
     Deriving,
+    Keeping,
     Knowing,
     Packing,
     Publishing,
