@@ -1,4 +1,4 @@
-"""The model card of a merged adapter: what it is, from what, how well, how to use it."""
+"""The model card of an adapter made here: what it is, from what, how well, how to use it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import yaml
 
+from lorahub.extraction import Extraction, ModelSource
 from lorahub.record import Parent, Record
 
 
@@ -21,7 +22,17 @@ def render_card(record: Record, *, name: str, targets: Sequence[str], paper: str
         targets: Module types it adapts.
         paper: Where the method comes from.
     """
-    return f"---\n{_metadata(record)}---\n\n{_body(record, name, targets, paper)}"
+    metadata = _metadata(record.base_model, "merge", common_license(record))
+    return f"---\n{metadata}---\n\n{_body(record, name, targets, paper)}"
+
+
+def render_extraction(record: Extraction, *, name: str, targets: Sequence[str]) -> str:
+    """README.md for an adapter extracted from two models, as `render_card`."""
+    sources = (record.base, record.finetuned)
+    licenses = {s.license for s in sources}
+    license_name = licenses.pop() if len(licenses) == 1 else None
+    metadata = _metadata(record.base_model, "adapter", license_name)
+    return f"---\n{metadata}---\n\n{_extraction_body(record, name, targets)}"
 
 
 def common_license(record: Record) -> str | None:
@@ -30,15 +41,15 @@ def common_license(record: Record) -> str | None:
     return licenses.pop() if len(licenses) == 1 else None
 
 
-def _metadata(record: Record) -> str:
+def _metadata(base_model: str | None, relation: str, license_name: str | None) -> str:
     data: dict[str, object] = {"library_name": "peft"}
-    if _is_repo_id(record.base_model):
-        data["base_model"] = record.base_model
-        data["base_model_relation"] = "merge"
-    license_name = common_license(record)
+    if _is_repo_id(base_model):
+        data["base_model"] = base_model
+        data["base_model_relation"] = relation
     if license_name:
         data["license"] = " ".join(license_name.split())[:100]
-    data["tags"] = ["lora", "peft", "merge", "lorahub"]
+    tags = ["merge"] if relation == "merge" else []
+    data["tags"] = ["lora", "peft", *tags, "lorahub"]
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
@@ -89,7 +100,6 @@ def _body(record: Record, name: str, targets: Sequence[str], paper: str) -> str:
     )
     notes = "".join(f"\n- {_plain(note)}" for note in record.notes)
     notes = f"\n## Notes\n{notes}\n" if notes else ""
-    base_id = public or "BASE_MODEL"
     return f"""# {_plain(name)}
 
 A LoRA adapter for {base}, merged from {len(record.parents)} adapters with
@@ -124,7 +134,64 @@ Recomputed from the sources in float64 by another path than the merge's own.
 | allowed for {record.dtype} | {check.tolerance:.1e} |
 | distance from the exact weighted sum | {check.truncation:.1%} |
 {notes}
-## Use
+{_use(public, record.rank)}"""
+
+
+def _extraction_body(record: Extraction, name: str, targets: Sequence[str]) -> str:
+    public = record.base_model if _is_repo_id(record.base_model) else None
+    rank = max(m.rank for m in record.modules)
+    worst = max(record.modules, key=lambda m: m.error)
+    asked = [f"rank {record.rank}"] if record.rank else []
+    asked += [f"{record.energy:.1%} of each difference's squared norm"] if record.energy else []
+    left_out = "".join(
+        f"\n- `{_code(t.name)}` {_plain(t.reason)}"
+        + ("" if t.change is None else f", by {t.change:.2%} of its norm")
+        for t in record.left_out
+    )
+    left_out = f"\n## Not in the adapter\n{left_out}\n" if left_out else ""
+    return f"""# {_plain(name)}
+
+A LoRA adapter for {_model_cell(record.base)}: the best low-rank approximation of what fine-tuning
+added to it in {_model_cell(record.finetuned)}, extracted from the two models with
+[lorahub](https://pypi.org/project/lorahub-kit/). It adapts {len(record.modules)} modules
+({", ".join(_plain(t) for t in targets)}) at rank {rank} or less; {len(record.unchanged)} others
+are the same in both models.
+
+## Made from
+
+| model | licence | sha256 over its weights |
+|---|---|---|
+{_model_row(record.base)}
+{_model_row(record.finetuned)}
+
+## How well
+
+Asked for: {" and ".join(asked)}. Written as {record.dtype}. Distances are measured in float64.
+
+| figure | value |
+|---|---|
+| distance from the differences | {record.error:.1%} |
+| share of their squared norm that is kept | {record.kept:.1%} |
+| worst module | {worst.error:.1%} (`{_code(worst.name)}`) |
+{left_out}
+{_use(public, rank)}"""
+
+
+def _model_cell(source: ModelSource) -> str:
+    if source.repo_id and source.revision:
+        url = quote(f"https://huggingface.co/{source.repo_id}/tree/{source.revision}", safe=":/")
+        return f"[{_plain(source.repo_id)}]({url}) at `{_code(source.revision[:12])}`"
+    return _plain(source.name)
+
+
+def _model_row(source: ModelSource) -> str:
+    licence = _plain(source.license or "not stated")
+    return f"| {_model_cell(source)} | {licence} | `{source.content_hash[:16]}` |"
+
+
+def _use(public: str | None, rank: int) -> str:
+    base_id = public or "BASE_MODEL"
+    return f"""## Use
 
 ```python
 from peft import PeftModel
@@ -133,7 +200,7 @@ from transformers import AutoModel
 model = PeftModel.from_pretrained(AutoModel.from_pretrained("{base_id}"), "PATH_OR_REPO")
 ```
 
-vLLM: `vllm serve {base_id} --enable-lora --max-lora-rank {record.rank} --lora-modules NAME=PATH`
+vLLM: `vllm serve {base_id} --enable-lora --max-lora-rank {rank} --lora-modules NAME=PATH`
 
 llama.cpp: `convert_lora_to_gguf.py PATH`
 """

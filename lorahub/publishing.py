@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from lorahub import formats
+from lorahub import extraction, formats
 from lorahub.adapter import Adapter
 from lorahub.errors import UnsupportedAdapterError, UsageError
 from lorahub.integrity import file_sha256
@@ -21,6 +21,7 @@ def publishable(adapter: Adapter) -> tuple[Path, ...]:
         formats.peft.CONFIG_NAME,
         "README.md",
         FILE_NAME,
+        extraction.FILE_NAME,
         RECIPE_NAME,
         PACK_NAME,
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lorahub.adapter import Source
 from lorahub.cli import sink
 from lorahub.errors import ExitCode, UsageError
 
@@ -90,7 +92,9 @@ def ls(
         str | None, typer.Option("--rank", help="Rank or range: 8, 8..16, ..16, 8..")
     ] = None,
     method: Annotated[str | None, typer.Option("--method", help="Merged by this method.")] = None,
-    source: Annotated[str | None, typer.Option("--source", help="hub, folder or merge.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", help="hub, folder, merge or extract.")
+    ] = None,
     sort: Annotated[str, typer.Option("--sort", help="name, created, rank, size, base.")] = "name",
     reverse: Annotated[bool, typer.Option("--reverse", help="Descending order.")] = False,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Rows to show.")] = 50,
@@ -102,8 +106,8 @@ def ls(
     from store import AdapterFilter
 
     with sink.errors("ls", as_json=as_json), Workspace.open() as workspace:
-        if source not in {None, "hub", "folder", "merge"}:
-            raise UsageError(f"--source '{source}' is not hub, folder or merge")
+        if source not in {None, *Source}:
+            raise UsageError(f"--source '{source}' is not one of {', '.join(Source)}")
         where = AdapterFilter(base=base, rank=parse_range(rank), method=method, source=source)
         rows = workspace.adapters(where, sort=sort, descending=reverse, limit=limit, offset=offset)
         total = workspace.catalog.count(where)
@@ -217,6 +221,8 @@ def _print_lineage(workspace: Workspace, adapter_id: int, depth: int = 0) -> Non
     for parent in workspace.catalog.parents(adapter_id):
         where = f"  {parent.repo_id}@{parent.revision}" if parent.repo_id else ""
         gone = "  (no longer in the catalog)" if parent.parent_id is None else ""
+        if Path(parent.reference).is_absolute():  # a model that an adapter was extracted from
+            gone = ""
         sink.print_text(
             f"{'  ' * depth}- {parent.reference}  weight {parent.weight:g}  "
             f"{parent.content_hash[:12]}{where}{gone}"
