@@ -16,7 +16,8 @@ def render() -> str:
         "# Merge methods",
         "",
         "Made by `python -m docs.make_methods` from what `lorahub methods show NAME` shows. Beside",
-        "its own parameters every method takes weights, `--scale`, `--normalize`, `--budget` with",
+        "its own parameters every method takes weights (of a source and, with `--weights-for`, of",
+        "single modules) unless it says otherwise, `--scale`, `--normalize`, `--budget` with",
         "`--allocate`, and `--pack` (see [recipes.md](recipes.md)).",
         "",
     ]

@@ -85,6 +85,11 @@ def _parent_cell(parent: Parent) -> str:
     return _plain(_last_part(parent.reference))
 
 
+def _weight_cell(parent: Parent) -> str:
+    others = "".join(f", {w:g} at {_plain(pattern)}" for pattern, w in parent.weights.items())
+    return f"{parent.weight:g}{others}"
+
+
 def _body(record: Record, name: str, targets: Sequence[str], paper: str) -> str:
     check = record.verification
     public = record.base_model if _is_repo_id(record.base_model) else None
@@ -92,7 +97,8 @@ def _body(record: Record, name: str, targets: Sequence[str], paper: str) -> str:
         f"`{public}`" if public else _plain(_last_part(record.base_model or "")) or "its base model"
     )
     rows = "\n".join(
-        f"| {_parent_cell(p)} | {p.weight:g} | {_plain(p.license or 'not stated')} | {kept:.1%} |"
+        f"| {_parent_cell(p)} | {_weight_cell(p)} | {_plain(p.license or 'not stated')} "
+        f"| {kept:.1%} |"
         for p, kept in zip(record.parents, check.retained, strict=True)
     )
     parameters = ", ".join(

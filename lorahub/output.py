@@ -1,4 +1,4 @@
-"""Writing a folder all at once: nobody ever sees half of it."""
+"""Writing a folder or a file all at once: nobody ever sees half of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lorahub.errors import ConflictError, StorageError, UsageError
+
+_OTHER_FOLDER = "choose another folder or name, or remove it; a merge replaces it with --force"
+_OTHER_FILE = "choose another file, or pass --force"
 
 
 def check_name(name: str) -> str:
@@ -44,10 +47,42 @@ def new_folder(target: Path, locks: Path, *, replace: bool = False) -> Iterator[
         ConflictError: ``target`` exists, or another process is writing it.
         StorageError: The disk is full, read-only or failing.
     """
+    if target.exists() and not replace:
+        raise _exists(target, _OTHER_FOLDER)
+    with _beside(target, locks) as partial:
+        yield partial
+        for file in partial.rglob("*"):
+            _sync(file)
+        _move(partial, target, replace=replace)
+
+
+@contextmanager
+def new_file(target: Path, locks: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a path where nothing is yet; the file written there becomes ``target``.
+
+    As `new_folder`: the path is in a folder of its own beside ``target``.
+
+    Raises:
+        ConflictError: ``target`` exists, or another process is writing it.
+        StorageError: The disk is full, read-only or failing.
+    """
+    if target.exists() and not (replace and target.is_file()):
+        raise _exists(target, _OTHER_FILE)
+    with _beside(target, locks) as partial:
+        file = partial / target.name
+        yield file
+        _sync(file)
+        if target.exists() and not replace:
+            raise _exists(target, _OTHER_FILE)
+        file.replace(target)
+        _sync(target.parent)
+
+
+@contextmanager
+def _beside(target: Path, locks: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``target``, which is removed at the end if it is still there."""
     from filelock import FileLock, Timeout
 
-    if target.exists() and not replace:
-        raise _exists(target)
     try:
         locks.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -60,13 +95,34 @@ def new_folder(target: Path, locks: Path, *, replace: bool = False) -> Iterator[
             try:
                 partial.chmod(0o777 & ~_umask())
                 yield partial
-                for file in partial.rglob("*"):
-                    _sync(file)
-                _move(partial, target, replace=replace)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except Timeout as error:
         raise ConflictError(f"{target}: another lorahub is writing it right now") from error
+    except OSError as error:
+        raise StorageError(
+            f"{target}: cannot be written ({error.strerror or error})",
+            hint="free some space, or write to another folder",
+        ) from error
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a text file in one step, in place of what was there.
+
+    Raises:
+        StorageError: The disk is full, read-only or failing.
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.partial-", dir=target.parent)
+        partial = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            partial.chmod(0o666 & ~_umask())
+            _sync(partial)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(
             f"{target}: cannot be written ({error.strerror or error})",
@@ -86,16 +142,13 @@ def _move(partial: Path, target: Path, *, replace: bool) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         if target.exists():
-            raise _exists(target)
+            raise _exists(target, _OTHER_FOLDER)
         partial.rename(target)
     _sync(target.parent)
 
 
-def _exists(target: Path) -> ConflictError:
-    return ConflictError(
-        f"{target}: already exists",
-        hint="choose another folder or name, or remove it; a merge replaces it with --force",
-    )
+def _exists(target: Path, hint: str) -> ConflictError:
+    return ConflictError(f"{target}: already exists", hint=hint)
 
 
 def _umask() -> int:

@@ -1,4 +1,4 @@
-"""Recipes: what to merge and how, as YAML.
+r"""Recipes: what to merge and how, as YAML.
 
 method: svd
 parameters: {rank: 16}
@@ -6,6 +6,7 @@ sources:
   - adapter: owner/name@revision
     weight: 0.7
   - adapter: ./my-adapter
+    weights: {'layers\.(0|1)\.': 0.2}
 scale: 1.0
 dtype: BF16
 output: {name: my-merge}
@@ -28,11 +29,20 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Weight = Annotated[float, Field(allow_inf_nan=False)]
+WeightsFor = dict[Annotated[str, Field(min_length=1)], Weight]
+
+
 class SourceSpec(_Strict):
-    """One source: a reference, its weight, and optionally the content it must have."""
+    """One source: a reference, its weights, and optionally the content it must have.
+
+    ``weights`` gives weights by pattern, a regular expression that is looked for in module
+    names; there they replace ``weight``. The first pattern that matches decides.
+    """
 
     adapter: Annotated[str, Field(min_length=1)]
-    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    weight: Weight = 1.0
+    weights: WeightsFor = Field(default_factory=dict)
     sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$")] = None
 
 
@@ -46,11 +56,13 @@ class OutputSpec(_Strict):
 class Recipe(_Strict):
     """A merge as a user writes it; nothing in it is resolved.
 
+    ``weights`` holds for all sources what a source's own ``weights`` do not already decide.
     Relative folders, of sources and of the output, are relative to the recipe's file.
     """
 
     method: str
     sources: Annotated[tuple[SourceSpec, ...], Field(min_length=1)]
+    weights: WeightsFor = Field(default_factory=dict)
     parameters: dict[str, Any] = Field(default_factory=dict)
     scale: Annotated[float | None, Field(allow_inf_nan=False)] = None
     normalize: bool | None = None

@@ -34,6 +34,8 @@ class Parent:
         license: Licence its card states, or None.
         factor: What it was multiplied by to give all adapters the same norm; 1 where they were
             not normalised.
+        weights: Weights by pattern, which replaced ``weight`` at the modules that they match;
+            the first match decides.
     """
 
     reference: str
@@ -44,6 +46,7 @@ class Parent:
     endpoint: str | None = None
     license: str | None = None
     factor: float = 1.0
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

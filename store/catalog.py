@@ -11,9 +11,10 @@ from store.adapters import Adapters
 from store.listing import Listing
 from store.publications import Publications
 from store.runs import Runs
+from store.sketches import Sketches
 
 
-class Catalog(Adapters, Listing, Runs, Publications):
+class Catalog(Adapters, Listing, Runs, Publications, Sketches):
     """An open catalog. Every method is one transaction; values go in and out, rows never."""
 
     def check(self) -> tuple[str, ...]:

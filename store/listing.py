@@ -55,14 +55,14 @@ class Listing(Database):
             raise UsageError(f"cannot sort by '{sort}'", hint=f"sort by one of {', '.join(SORTS)}")
         columns = [adapter_table.c[name] for name in SORTS[sort]]
         order = [column.desc() for column in columns] if descending else columns
-        query = select(*_SUMMARY).where(*_conditions(where)).order_by(*order)
+        query = select(*_SUMMARY).where(*conditions(where)).order_by(*order)
         with self._read() as connection:
             rows = connection.execute(query.limit(limit).offset(offset)).mappings()
             return [_summary(row) for row in rows]
 
     def count(self, where: AdapterFilter | None = None) -> int:
         """How many adapters match."""
-        query = select(func.count()).select_from(adapter_table).where(*_conditions(where))
+        query = select(func.count()).select_from(adapter_table).where(*conditions(where))
         with self._read() as connection:
             return connection.execute(query).scalar_one()
 
@@ -96,7 +96,8 @@ class Listing(Database):
         return difflib.get_close_matches(name, names, n=3)
 
 
-def _conditions(where: AdapterFilter | None) -> list[ColumnElement[bool]]:
+def conditions(where: AdapterFilter | None) -> list[ColumnElement[bool]]:
+    """What a filter asks of the adapters' table."""
     if where is None:
         return []
     conditions: list[ColumnElement[bool]] = []

@@ -86,6 +86,19 @@ def test_merge_interrupted(filled: Path, count: int) -> None:
     assert entries(filled / "adapters") == {"m"}
 
 
+def test_pack_killed(filled: Path, tmp_path: Path) -> None:
+    """At its first fsync, when all bytes are written and nothing has its name yet."""
+    words = ("pack", "packages", "-o", tmp_path / "a.mos", "--ratio", 16)
+    dying = f"import os; os.fsync = lambda _: os.kill(os.getpid(), 9); {LORAHUB[2]}"
+    killed = subprocess.run([*LORAHUB[:2], dying, *map(str, words)], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "a.mos").exists()
+    assert any(".partial-" in name for name in entries(tmp_path))
+    assert_sound(filled)
+    ok(*words)
+    assert entries(tmp_path) == {"home", "a.mos"}
+
+
 def hub_env(tmp_path: Path) -> dict[str, str]:
     return {"MY_TOKEN": "hf_ann", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
 

@@ -11,6 +11,7 @@ from lorahub.cli import (
     comparing,
     compressing,
     extracting,
+    knowing,
     merging,
     methods,
     packing,
@@ -34,6 +35,9 @@ for verb in (
     catalog.show,
     catalog.lineage,
     catalog.rm,
+    knowing.similar,
+    knowing.duplicates,
+    knowing.cluster,
     comparing.compare,
     merging.merge,
     merging.verify,
@@ -46,6 +50,7 @@ for verb in (
     upkeep.version,
 ):
     app.command()(verb)
+app.command("map")(knowing.map_adapters)
 app.add_typer(methods.methods_app, name="methods")
 app.add_typer(upkeep.config_app, name="config")
 app.add_typer(upkeep.db_app, name="db")

@@ -54,6 +54,14 @@ def merge(
     parameter: Annotated[
         list[str] | None, typer.Option("-p", "--parameter", help="NAME=VALUE of the method.")
     ] = None,
+    weights_for: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weights-for",
+            metavar="[REF:]PATTERN=WEIGHT",
+            help="Weight of the modules whose names match, of all sources or of one.",
+        ),
+    ] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="F32, F16 or BF16.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of all random choices.")] = 0,
     base: Annotated[str | None, typer.Option("--base", help="Base model of the result.")] = None,
@@ -87,7 +95,7 @@ def merge(
             "base": base,
         }
         given = {"rank": _rank(rank), "energy": energy} | parse_parameters(parameter or [])
-        recipe = _recipe(sources, options, given, name, output)
+        recipe = _recipe(sources, weights_for or [], options, given, name, output)
         with sink.progress(events=lines) as listener, Workspace.open() as workspace:
             if dry_run:
                 _print_plan(workspace.plan(recipe, listener=listener), as_json=as_json or lines)
@@ -177,8 +185,41 @@ def parse_source(text: str) -> dict[str, Any]:
         ) from error
 
 
+def parse_weights(
+    texts: list[str], sources: list[dict[str, Any]]
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """``[REF:]PATTERN=WEIGHT`` texts: the weights for all sources, and the sources with theirs.
+
+    What stands before a colon names a source only if it is one of ``sources``, word for word.
+
+    Raises:
+        InvalidRecipeError: A text without ``=`` and a number.
+    """
+    common: dict[str, float] = {}
+    own: dict[str, dict[str, float]] = {s["adapter"]: {} for s in sources}
+    for text in texts:
+        pattern, mark, weight = text.rpartition("=")
+        try:
+            value = float(weight)
+        except ValueError:
+            mark = ""
+        if not mark or not pattern:
+            raise InvalidRecipeError(
+                f"--weights-for '{text}' is not PATTERN=WEIGHT",
+                hint=r"write e.g. --weights-for 'layers\.(0|1)\.=0.2'",
+            )
+        named = [ref for ref in own if pattern.startswith(f"{ref}:")]
+        if named:
+            ref = max(named, key=len)
+            own[ref][pattern.removeprefix(f"{ref}:")] = value
+        else:
+            common[pattern] = value
+    return common, [s | {"weights": own[s["adapter"]]} for s in sources]
+
+
 def _recipe(
     sources: list[str],
+    weights_for: list[str],
     options: dict[str, Any],
     parameters: dict[str, Any],
     name: str | None,
@@ -192,6 +233,7 @@ def _recipe(
     if len(sources) == 1 and re.search(r"\.ya?ml$", sources[0]):
         recipe = load_recipe(Path(sources[0]))
         asked = [k for k, v in options.items() if v not in (None, 0)] + list(parameters)
+        asked += ["weights-for"] if weights_for else []
         if asked:
             raise UsageError(
                 f"--{asked[0]} cannot be given beside a recipe", hint="write it into the recipe"
@@ -204,7 +246,8 @@ def _recipe(
             "a merge needs --method", hint="see `lorahub methods`; svd is a good start"
         )
     body = {k: v for k, v in options.items() if v is not None}
-    body |= {"sources": [parse_source(s) for s in sources], "parameters": parameters}
+    common, parsed = parse_weights(weights_for, [parse_source(s) for s in sources])
+    body |= {"sources": parsed, "weights": common, "parameters": parameters}
     return make_recipe(body | {"output": where}, "command line")
 
 
@@ -221,8 +264,13 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         "seed": plan.seed,
         "base_model": plan.base_model,
         "sources": [
-            {"name": a.name, "weight": w, "content_hash": a.info.content_hash}
-            for a, w in zip(plan.adapters, plan.weights, strict=True)
+            {
+                "name": a.name,
+                "weight": w,
+                "weights": dict(patterns),
+                "content_hash": a.info.content_hash,
+            }
+            for a, w, patterns in zip(plan.adapters, plan.weights, plan.patterns, strict=True)
         ],
         "modules": len(plan.modules),
         "rank": plan.rank,
@@ -234,12 +282,17 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
     if as_json:
         sink.print_act("merge --dry-run", body)
         return
-    body["sources"] = ", ".join(f"{s['name']}:{s['weight']:g}" for s in body["sources"])
+    body["sources"] = ", ".join(map(_source_text, body["sources"]))
     shown = {k: v for k, v in body.items() if k != "warnings"}
     shown["parameters"] = ", ".join(f"{k}={v}" for k, v in plan.parameters.items())
     sink.print_table(("field", "value"), shown.items())
     for warning in plan.warnings:
         sink.note(f"warning: {warning}")
+
+
+def _source_text(source: dict[str, Any]) -> str:
+    others = "".join(f" {pattern}={w:g}" for pattern, w in source["weights"].items())
+    return f"{source['name']}:{source['weight']:g}{others}"
 
 
 def verify(reference: Ref, as_json: sink.Json = False) -> None:

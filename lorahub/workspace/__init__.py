@@ -6,6 +6,7 @@ one subject; `Workspace` is all of them.
 
 from lorahub.workspace.comparing import Comparing
 from lorahub.workspace.deriving import Deriving
+from lorahub.workspace.knowing import Knowing
 from lorahub.workspace.merging import Merging
 from lorahub.workspace.packing import Packing
 from lorahub.workspace.publishing import Publishing
@@ -13,7 +14,7 @@ from lorahub.workspace.publishing import Publishing
 __all__ = ["Workspace"]
 
 
-class Workspace(Merging, Comparing, Deriving, Packing, Publishing):
+class Workspace(Merging, Comparing, Deriving, Knowing, Packing, Publishing):
     """A catalog with the means to fill it, merge from it and publish from it.
 
     Use as a context manager, or call `close`.
