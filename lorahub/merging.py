@@ -200,7 +200,7 @@ class Merger:
         weights = folder / _WEIGHTS
         done = run(plan, weights, device=device, workers=workers, listener=listener)
         digest, plan = plan.digest, done.plan
-        ranks = {m.name: m.rank for m in done.modules}
+        ranks = {m.name: m.rank for m in done.modules if m.rank}
         reports = {m.name: m.report for m in done.modules if m.report}
         config = formats.peft.config_for(
             ranks,

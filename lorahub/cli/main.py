@@ -16,6 +16,7 @@ from lorahub.cli import (
     methods,
     packing,
     publishing,
+    resizing,
     upkeep,
 )
 
@@ -41,6 +42,8 @@ for verb in (
     comparing.compare,
     merging.merge,
     merging.verify,
+    resizing.resize,
+    resizing.prune,
     compressing.compress,
     extracting.extract,
     packing.pack,

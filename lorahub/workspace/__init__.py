@@ -7,14 +7,14 @@ one subject; `Workspace` is all of them.
 from lorahub.workspace.comparing import Comparing
 from lorahub.workspace.deriving import Deriving
 from lorahub.workspace.knowing import Knowing
-from lorahub.workspace.merging import Merging
 from lorahub.workspace.packing import Packing
 from lorahub.workspace.publishing import Publishing
+from lorahub.workspace.resizing import Resizing
 
 __all__ = ["Workspace"]
 
 
-class Workspace(Merging, Comparing, Deriving, Knowing, Packing, Publishing):
+class Workspace(Resizing, Comparing, Deriving, Knowing, Packing, Publishing):
     """A catalog with the means to fill it, merge from it and publish from it.
 
     Use as a context manager, or call `close`.
