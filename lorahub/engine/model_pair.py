@@ -77,7 +77,7 @@ class ModelPair:
         """
         name = self._matrices[module]
         D, W = self.finetuned.read(name), self.base.read(self._base_name(name))
-        norm = float(torch.linalg.vector_norm(W, dtype=torch.float64))
+        norm = float(torch.linalg.vector_norm(W, dim=1).norm(dtype=torch.float64))
         D = D.sub_(W) if D.dtype == torch.promote_types(D.dtype, W.dtype) else D - W
         return (D.mT if self.transposed else D), norm
 

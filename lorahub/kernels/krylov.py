@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lorahub.kernels.dense import balanced_factors, singular_values
 
-_OVERSAMPLING = 24
+_OVERSAMPLING = 8
 
 # Ranks looked for at a time where their number is not known before.
 _STEP = 40
@@ -141,9 +141,7 @@ def _rank_for(squares: Tensor, energy: float | None, total: float) -> int | None
 def _orthonormal(X: Tensor, basis: Tensor) -> Tensor:
     """An orthonormal basis of what of X's columns (float64) is new to an orthonormal one."""
     X = X / torch.where((norms := X.norm(dim=0)) > 0, norms, 1.0)
-    for _ in range(2):
-        X = X - basis @ (basis.mT @ X)
-    Q, R = torch.linalg.qr(X)
+    Q, R = torch.linalg.qr(X - basis @ (basis.mT @ X))
     new = Q[:, R.diagonal().abs() > _DEPENDENT]
     # What was almost inside the basis is not quite orthogonal to it before this.
     clean: Tensor = torch.linalg.qr(new - basis @ (basis.mT @ new)).Q
