@@ -1,54 +1,87 @@
-"""The model card of an adapter made here: what it is, from what, how well, how to use it."""
+"""The model card of an adapter: what it is, from what, how well, how to use and remake it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from urllib.parse import quote
 
 import yaml
 
+from lorahub.adapter import AdapterInfo
 from lorahub.extraction import Extraction, ModelSource
+from lorahub.licenses import combine
+from lorahub.loading import PIPELINES, loading
 from lorahub.record import Parent, Record
 
+REMAKE = "## Make it again"
+"""Heading below which the card has the recipe and the hashes of what it makes."""
 
-def render_card(record: Record, *, name: str, targets: Sequence[str], paper: str) -> str:
+
+def render_card(
+    record: Record,
+    info: AdapterInfo,
+    *,
+    name: str,
+    paper: str,
+    recipe: str,
+    repo_id: str | None = None,
+) -> str:
     """README.md for a merge: YAML metadata and a body for a reader. Names no local path.
 
     Args:
         record: The merge.
+        info: What its files are.
         name: Name of the result.
-        targets: Module types it adapts.
         paper: Where the method comes from.
+        recipe: Text of the pinned recipe.
+        repo_id: Where it is published, or None while that is open.
     """
-    metadata = _metadata(record.base_model, "merge", common_license(record))
-    return f"---\n{metadata}---\n\n{_body(record, name, targets, paper)}"
+    head = _metadata(info, record.base_model, common_license(record), ("merge",))
+    return f"---\n{head}---\n\n{_body(record, info, name, paper, recipe, repo_id)}"
 
 
-def render_extraction(record: Extraction, *, name: str, targets: Sequence[str]) -> str:
-    """README.md for an adapter extracted from two models, as `render_card`."""
+def render_plain_card(info: AdapterInfo, *, name: str, repo_id: str) -> str:
+    """README.md for an adapter that has none: what its files say, and how to load it."""
+    base = _base(info.base_model)
+    size = f"{len(info.modules)} modules ({', '.join(_plain(t) for t in info.targets)})"
+    ranks = " to ".join(str(r) for r in sorted({info.ranks[0], info.ranks[-1]}))
+    return f"""---
+{_metadata(info, info.base_model, None, ())}---
+
+# {_plain(name)}
+
+A LoRA adapter for {base}. It adapts {size} at rank {ranks}.
+
+## Use
+
+{_loading(info, info.base_model, name, repo_id)}"""
+
+
+def render_extraction(record: Extraction, info: AdapterInfo, *, name: str) -> str:
+    """README.md for an adapter extracted from two models. Names no local path."""
     sources = (record.base, record.finetuned)
-    licenses = {s.license for s in sources}
-    license_name = licenses.pop() if len(licenses) == 1 else None
-    metadata = _metadata(record.base_model, "adapter", license_name)
-    return f"---\n{metadata}---\n\n{_extraction_body(record, name, targets)}"
+    license_name = combine([(s.name, s.license) for s in sources]).license
+    head = _metadata(info, record.base_model, license_name, ())
+    return f"---\n{head}---\n\n{_extraction_body(record, info, name)}"
 
 
 def common_license(record: Record) -> str | None:
-    """The licence all parents share, or None; it is never guessed."""
-    licenses = {p.license for p in record.parents}
-    return licenses.pop() if len(licenses) == 1 else None
+    """The licence under which all parents may be handed on, or None; it is never guessed."""
+    return combine([(p.reference, p.license) for p in record.parents]).license
 
 
-def _metadata(base_model: str | None, relation: str, license_name: str | None) -> str:
+def _metadata(
+    info: AdapterInfo, base_model: str | None, license_name: str | None, tags: tuple[str, ...]
+) -> str:
     data: dict[str, object] = {"library_name": "peft"}
     if _is_repo_id(base_model):
-        data["base_model"] = base_model
-        data["base_model_relation"] = relation
+        # Of a merged adapter too: a relation of "merge" would list it among whole models.
+        data |= {"base_model": base_model, "base_model_relation": "adapter"}
     if license_name:
         data["license"] = " ".join(license_name.split())[:100]
-    tags = ["merge"] if relation == "merge" else []
+    if pipeline := PIPELINES.get(info.task_type or ""):
+        data["pipeline_tag"] = pipeline
     data["tags"] = ["lora", "peft", *tags, "lorahub"]
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
@@ -90,12 +123,29 @@ def _weight_cell(parent: Parent) -> str:
     return f"{parent.weight:g}{others}"
 
 
-def _body(record: Record, name: str, targets: Sequence[str], paper: str) -> str:
+def _base(name: str | None) -> str:
+    if _is_repo_id(name):
+        return f"`{name}`"
+    return _plain(_last_part(name or "")) or "its base model"
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """Text as a code block that it cannot end."""
+    runs = re.findall(r"`+", text)
+    fence = "`" * max(3, 1 + max(map(len, runs), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _loading(info: AdapterInfo, base_model: str | None, name: str, repo_id: str | None) -> str:
+    base = base_model if _is_repo_id(base_model) else "BASE_MODEL"
+    word = re.sub(r"[^A-Za-z0-9._-]+", "-", name.rsplit("/", 1)[-1]).strip("-.") or "adapter"
+    return loading(info, base=str(base), repo=repo_id or "PATH_OR_REPO", name=word)
+
+
+def _body(
+    record: Record, info: AdapterInfo, name: str, paper: str, recipe: str, repo_id: str | None
+) -> str:
     check = record.verification
-    public = record.base_model if _is_repo_id(record.base_model) else None
-    base = (
-        f"`{public}`" if public else _plain(_last_part(record.base_model or "")) or "its base model"
-    )
     rows = "\n".join(
         f"| {_parent_cell(p)} | {_weight_cell(p)} | {_plain(p.license or 'not stated')} "
         f"| {kept:.1%} |"
@@ -108,9 +158,9 @@ def _body(record: Record, name: str, targets: Sequence[str], paper: str) -> str:
     notes = f"\n## Notes\n{notes}\n" if notes else ""
     return f"""# {_plain(name)}
 
-A LoRA adapter for {base}, merged from {len(record.parents)} adapters with
+A LoRA adapter for {_base(record.base_model)}, merged from {len(record.parents)} adapters with
 [lorahub](https://pypi.org/project/lorahub-kit/). It adapts {record.modules} modules
-({", ".join(_plain(t) for t in targets)}) at rank {record.rank} or less.
+({", ".join(_plain(t) for t in info.targets)}) at rank {record.rank} or less.
 
 ## Made from
 
@@ -123,11 +173,7 @@ A LoRA adapter for {base}, merged from {len(record.parents)} adapters with
 ## How
 
 Method `{_code(record.method)}` ({_plain(paper)}), {parameters or "no parameters"}, scale
-{record.scale:g}, seed {record.seed}, written as {record.dtype}. To make it again:
-
-```
-lorahub merge recipe.yaml
-```
+{record.scale:g}, seed {record.seed}, written as {record.dtype}.
 
 ## Verification
 
@@ -140,11 +186,24 @@ Recomputed from the sources in float64 by another path than the merge's own.
 | allowed for {record.dtype} | {check.tolerance:.1e} |
 | distance from the exact weighted sum | {check.truncation:.1%} |
 {notes}
-{_use(public, record.rank)}"""
+## Use
+
+{_loading(info, record.base_model, name, repo_id)}
+{REMAKE}
+
+`lorahub repro {repo_id or "README.md"}` pulls the same commits, merges again and compares bytes;
+this page alone is enough for it.
+
+{_fenced(recipe, "yaml")}
+
+| file | sha256 |
+|---|---|
+| `{_code(info.weights_file)}` | `{info.weights_sha256}` |
+| `adapter_config.json` | `{info.config_sha256}` |
+"""
 
 
-def _extraction_body(record: Extraction, name: str, targets: Sequence[str]) -> str:
-    public = record.base_model if _is_repo_id(record.base_model) else None
+def _extraction_body(record: Extraction, info: AdapterInfo, name: str) -> str:
     rank = max(m.rank for m in record.modules)
     worst = max(record.modules, key=lambda m: m.error)
     asked = [f"rank {record.rank}"] if record.rank else []
@@ -160,8 +219,8 @@ def _extraction_body(record: Extraction, name: str, targets: Sequence[str]) -> s
 A LoRA adapter for {_model_cell(record.base)}: the best low-rank approximation of what fine-tuning
 added to it in {_model_cell(record.finetuned)}, extracted from the two models with
 [lorahub](https://pypi.org/project/lorahub-kit/). It adapts {len(record.modules)} modules
-({", ".join(_plain(t) for t in targets)}) at rank {rank} or less; {len(record.unchanged)} others
-are the same in both models.
+({", ".join(_plain(t) for t in info.targets)}) at rank {rank} or less;
+{len(record.unchanged)} others are the same in both models.
 
 ## Made from
 
@@ -180,7 +239,9 @@ Asked for: {" and ".join(asked)}. Written as {record.dtype}. Distances are measu
 | share of their squared norm that is kept | {record.kept:.1%} |
 | worst module | {worst.error:.1%} (`{_code(worst.name)}`) |
 {left_out}
-{_use(public, rank)}"""
+## Use
+
+{_loading(info, record.base_model, name, None)}"""
 
 
 def _model_cell(source: ModelSource) -> str:
@@ -193,20 +254,3 @@ def _model_cell(source: ModelSource) -> str:
 def _model_row(source: ModelSource) -> str:
     licence = _plain(source.license or "not stated")
     return f"| {_model_cell(source)} | {licence} | `{source.content_hash[:16]}` |"
-
-
-def _use(public: str | None, rank: int) -> str:
-    base_id = public or "BASE_MODEL"
-    return f"""## Use
-
-```python
-from peft import PeftModel
-from transformers import AutoModel
-
-model = PeftModel.from_pretrained(AutoModel.from_pretrained("{base_id}"), "PATH_OR_REPO")
-```
-
-vLLM: `vllm serve {base_id} --enable-lora --max-lora-rank {rank} --lora-modules NAME=PATH`
-
-llama.cpp: `convert_lora_to_gguf.py PATH`
-"""

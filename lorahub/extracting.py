@@ -294,7 +294,7 @@ def _write(
         weights_sha256=info.weights_sha256,
     )
     (folder / FILE_NAME).write_text(record.to_json(), encoding="utf-8")
-    card = render_extraction(record, name=name, targets=info.targets)
+    card = render_extraction(record, info, name=name)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return record
 

@@ -241,12 +241,14 @@ class Merger:
             rank=max(ranks.values()),
             weights_sha256=info.weights_sha256,
             verification=check,
+            license=plan.license,
             notes=plan.notes + warnings_of(done.modules),
             reports=reports,
         )
         (folder / FILE_NAME).write_text(record.to_json(), encoding="utf-8")
-        (folder / RECIPE_NAME).write_text(pinned_recipe(plan, name).to_yaml(), encoding="utf-8")
-        card = render_card(record, name=name, targets=info.targets, paper=plan.method.paper)
+        recipe = pinned_recipe(plan, name).to_yaml()
+        (folder / RECIPE_NAME).write_text(recipe, encoding="utf-8")
+        card = render_card(record, info, name=name, paper=plan.method.paper, recipe=recipe)
         (folder / "README.md").write_text(card, encoding="utf-8")
         return record
 

@@ -56,7 +56,7 @@ def pinned_recipe(plan: Plan, name: str) -> Recipe:
         parameters={k: v for k, v in plan.parameters.items() if v is not None},
         sources=tuple(
             SourceSpec(
-                adapter=p.reference,
+                adapter=p.pinned,
                 weight=p.weight,
                 weights=dict(p.weights),
                 sha256=p.content_hash,

@@ -24,13 +24,16 @@ from lorahub.errors import InvalidRecipeError
 
 MAX_BYTES = 1 << 20
 
+AUTO = "auto"
+"""Method of a recipe that leaves method, scale and rank to the adapters' figures."""
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 Weight = Annotated[float, Field(allow_inf_nan=False)]
-WeightsFor = dict[Annotated[str, Field(min_length=1)], Weight]
+_ByPattern = dict[Annotated[str, Field(min_length=1)], Weight]
 
 
 class SourceSpec(_Strict):
@@ -42,7 +45,7 @@ class SourceSpec(_Strict):
 
     adapter: Annotated[str, Field(min_length=1)]
     weight: Weight = 1.0
-    weights: WeightsFor = Field(default_factory=dict)
+    weights: _ByPattern = Field(default_factory=dict)
     sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$")] = None
 
 
@@ -62,7 +65,7 @@ class Recipe(_Strict):
 
     method: str
     sources: Annotated[tuple[SourceSpec, ...], Field(min_length=1)]
-    weights: WeightsFor = Field(default_factory=dict)
+    weights: _ByPattern = Field(default_factory=dict)
     parameters: dict[str, Any] = Field(default_factory=dict)
     scale: Annotated[float | None, Field(allow_inf_nan=False)] = None
     normalize: bool | None = None
@@ -107,6 +110,36 @@ def make_recipe(body: object, where: str = "recipe") -> Recipe:
         raise InvalidRecipeError(
             f"{where}, key '{key}': {message}", hint="correct the key and try again"
         ) from error
+
+
+def check_auto(recipe: Recipe) -> None:
+    """Raise InvalidRecipeError for what a recipe of method ``auto`` cannot say."""
+    for name in recipe.parameters:
+        if name != "rank":
+            raise InvalidRecipeError(
+                f"method '{AUTO}' has no parameter '{name}'",
+                hint="it takes rank; name a method to set its parameters",
+            )
+    rank = recipe.parameters.get("rank", 1)
+    if isinstance(rank, bool) or not isinstance(rank, int):
+        raise InvalidRecipeError(
+            f"method '{AUTO}', parameter 'rank': {rank!r} is no whole number",
+            hint="give a number, or leave the rank to the figures",
+        )
+    for source in recipe.sources:
+        if source.weight <= 0:
+            raise InvalidRecipeError(
+                f"method '{AUTO}' adds adapters, but '{source.adapter}' has weight "
+                f"{source.weight:g}",
+                hint="leave it out, or name a method: 'svd' subtracts",
+            )
+    for some in (recipe.weights, *(source.weights for source in recipe.sources)):
+        for pattern, weight in some.items():
+            if weight < 0:
+                raise InvalidRecipeError(
+                    f"method '{AUTO}' adds adapters, but '{pattern}' has weight {weight:g}",
+                    hint="give 0 to leave modules out, or name a method: 'svd' subtracts",
+                )
 
 
 def load_recipe(path: Path) -> Recipe:

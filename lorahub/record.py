@@ -48,6 +48,13 @@ class Parent:
     factor: float = 1.0
     weights: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def pinned(self) -> str:
+        """A reference that means the same source on another machine, where there can be one."""
+        if self.endpoint and self.repo_id:
+            return f"{self.endpoint.rstrip('/')}/{self.repo_id}@{self.revision}"
+        return self.reference
+
 
 @dataclass(frozen=True, slots=True)
 class Verification:
@@ -125,6 +132,7 @@ class Record:
         rank: Largest rank written.
         weights_sha256: sha256 (hex) of the weights file.
         verification: How far the result is from its definition.
+        license: Licence under which all parents may be handed on together, or None.
         notes: What the method or the plan wanted remembered (e.g. partially shared modules).
         reports: By module name, what the method reported of it (e.g. clusters); may be empty.
     """
@@ -146,6 +154,7 @@ class Record:
     rank: int
     weights_sha256: str
     verification: Verification
+    license: str | None = None
     notes: tuple[str, ...] = ()
     reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -161,6 +170,8 @@ class Record:
         Raises:
             IntegrityError: The text is no record, or one of a newer version.
         """
+        from pydantic import TypeAdapter, ValidationError
+
         try:
             body = json.loads(text)
             version = body.pop("version")
@@ -169,20 +180,17 @@ class Record:
                     f"{where}: record version {version} is not {FORMAT_VERSION}",
                     hint="upgrade lorahub to read it",
                 )
-            body["parents"] = tuple(Parent(**p) for p in body["parents"])
-            if body["packed"] is not None:
-                body["packed"]["tried"] = tuple(tuple(t) for t in body["packed"]["tried"])
-                body["packed"] = Packed(**body["packed"])
-            check = body["verification"]
-            check["retained"] = tuple(check["retained"])
-            body["verification"] = Verification(**check)
-            body["notes"] = tuple(body["notes"])
-            return cls(**body)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise IntegrityError(
-                f"{where}: not a lorahub record ({error})",
-                hint="the file was edited or damaged; merge again from the recipe",
-            ) from error
+            return TypeAdapter(cls).validate_python(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            reason = f"{field}: {first['msg'].lower()}"
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = str(error)
+        raise IntegrityError(
+            f"{where}: not a lorahub record ({reason})",
+            hint="the file was edited or damaged; merge again from the recipe",
+        )
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:

@@ -1,13 +1,23 @@
 """The catalog: what adapters there are, and where each came from. No torch, no network."""
 
 from store.catalog import Catalog
-from store.values import AdapterFilter, AdapterSummary, Export, ParentLink, Push, Run, RunDraft
+from store.values import (
+    AdapterFilter,
+    AdapterSummary,
+    Export,
+    HubAdapter,
+    ParentLink,
+    Push,
+    Run,
+    RunDraft,
+)
 
 __all__ = [
     "AdapterFilter",
     "AdapterSummary",
     "Catalog",
     "Export",
+    "HubAdapter",
     "ParentLink",
     "Push",
     "Run",

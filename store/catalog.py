@@ -8,13 +8,25 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from store.adapters import Adapters
+from store.facets import Facets
+from store.lineage import Lineage
 from store.listing import Listing
 from store.publications import Publications
+from store.remote import Remote
 from store.runs import Runs
 from store.sketches import Sketches
 
 
-class Catalog(Adapters, Listing, Runs, Publications, Sketches):
+class Catalog(
+    Adapters,
+    Lineage,
+    Facets,
+    Listing,
+    Publications,
+    Remote,
+    Runs,
+    Sketches,
+):
     """An open catalog. Every method is one transaction; values go in and out, rows never."""
 
     def check(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Column,
     Double,
     ForeignKey,
@@ -164,3 +165,18 @@ sketch_table = Table(
     Column("spectrum", LargeBinary, nullable=False),
 )
 """What tells which adapters are alike, computed once per adapter; a row fits a SQLite page."""
+outline_table = Table(
+    "outlines",
+    metadata,
+    Column("endpoint", Text, primary_key=True),
+    Column("repo_id", Text, primary_key=True),
+    Column("revision", Text, primary_key=True),
+    Column("format", Text, nullable=False),
+    Column("rank_min", Integer, nullable=False),
+    Column("rank_max", Integer, nullable=False),
+    Column("targets", JSON, nullable=False),
+    Column("dtype", Text, nullable=False),
+    Column("modules", Integer, nullable=False),
+    Column("weights_bytes", BigInteger, nullable=False),
+)
+"""What the header of a weights file on a Hub told; the default Hub has the empty endpoint."""

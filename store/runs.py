@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import func, insert, select, update
 
 from lorahub.adapter import Adapter
 from lorahub.record import Parent
@@ -105,6 +105,11 @@ class Runs(Database):
         query = select(*columns).order_by(run_table.c.id.desc()).limit(limit).offset(offset)
         with self._read() as connection:
             return [Run(**row) for row in connection.execute(query).mappings()]
+
+    def count_runs(self) -> int:
+        """How many runs there are."""
+        with self._read() as connection:
+            return connection.execute(select(func.count()).select_from(run_table)).scalar_one()
 
     def parents(self, adapter_id: int) -> tuple[ParentLink, ...]:
         """The adapters a merged one came from, in recipe order."""

@@ -45,6 +45,7 @@ class AdapterSummary:
     content_hash: str
     mergeable: bool
     created_at: str
+    folder: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +105,16 @@ class Push:
     revision: str
     url: str
     created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class HubAdapter:
+    """Where a pulled adapter came from, without the rest of it."""
+
+    id: int
+    name: str
+    folder: str
+    repo_id: str
+    revision: str
+    requested_revision: str | None
+    endpoint: str | None

@@ -669,7 +669,7 @@ def test_an_unwritable_folder(tmp_path: Path) -> None:
 LATER = """
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision, branch_labels, depends_on = "0002", "0001", None, None
+revision, down_revision, branch_labels, depends_on = "9999", "{head}", None, None
 
 def upgrade() -> None:
     op.add_column("adapters", sa.Column("later", sa.Text()))
@@ -686,9 +686,11 @@ def later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
         shutil.copytree(
             migrate.migrations_folder(), folder, ignore=shutil.ignore_patterns("__pycache__")
         )
-        (folder / "versions" / "0002_later.py").write_text(LATER.format(then=then))
+        (folder / "versions" / "9999_later.py").write_text(
+            LATER.format(head=migrate.HEAD, then=then)
+        )
         monkeypatch.setattr(migrate, "migrations_folder", lambda: folder)
-        monkeypatch.setattr(migrate, "HEAD", "0002")
+        monkeypatch.setattr(migrate, "HEAD", "9999")
 
     return add
 
@@ -696,17 +698,17 @@ def later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
 def test_an_older_catalog_is_upgraded_after_a_backup(
     tmp_path: Path, later: Callable[[str], None]
 ) -> None:
-    path = tmp_path / "catalog.db"
+    path, head = tmp_path / "catalog.db", migrate.HEAD
     with Catalog.open(path) as catalog:
         added = catalog.add(full())
     later("pass")
     with Catalog.open(path) as catalog:
         assert catalog.by_name(added.name) == added
         assert catalog.check() == ()
-    assert revision(path) == "0002"
+    assert revision(path) == "9999"
     (backup,) = backups(tmp_path)
-    assert "backup-0001-" in backup.name
-    assert revision(backup) == "0001"
+    assert f"backup-{head}-" in backup.name
+    assert revision(backup) == head
     with raw(backup) as db:
         assert db.execute("SELECT name FROM adapters").fetchall() == [(added.name,)]
     Catalog.open(path).close()
@@ -724,7 +726,7 @@ def test_a_migration_that_fails_changes_nothing(
         with pytest.raises(LorahubError):
             Catalog.open(path)
     monkeypatch.undo()
-    assert revision(path) == "0001"
+    assert revision(path) == migrate.HEAD
     with raw(path) as db:
         assert "later" not in [row[1] for row in db.execute("PRAGMA table_info(adapters)")]
     with Catalog.open(path) as catalog:

@@ -21,7 +21,7 @@ from lorahub.cli.main import app
 from lorahub.cli.merging import parse_source, parse_weights
 from lorahub.engine.plan import make_plan
 from lorahub.engine.verify import verify
-from lorahub.errors import InvalidRecipeError
+from lorahub.errors import IntegrityError, InvalidRecipeError
 from lorahub.methods.registry import Method, get, methods
 from lorahub.record import Record
 from lorahub.workspace import Workspace
@@ -190,6 +190,41 @@ def test_a_record_of_other_weights_is_found_wrong(workspace: Workspace) -> None:
     path.write_text(json.dumps(text))
     with pytest.raises(lorahub.errors.VerificationError, match=r"\.q'"):
         workspace.verify("m")
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"weights": ["q"]}, r"parents\.0\.weights"),
+        ({"weights": {"q$": "much"}}, r"parents\.0\.weights\.q"),
+        ({"weight": None}, r"parents\.0\.weight"),
+        ({"factor": "x"}, r"parents\.0\.factor"),
+    ],
+)
+def test_a_record_that_is_damaged_is_refused(
+    workspace: Workspace, change: dict[str, Any], field: str
+) -> None:
+    body = {"method": "cat", "sources": [{"adapter": "a"}], "output": {"name": "m"}}
+    folder = workspace.merge(lorahub.make_recipe(body)).adapter.origin.folder
+    path = folder / "lorahub.json"
+    text = json.loads(path.read_text())
+    text["parents"][0] |= change
+    path.write_text(json.dumps(text))
+    with pytest.raises(IntegrityError, match=rf"lorahub\.json: not a lorahub record \({field}"):
+        workspace.verify("m")
+
+
+def test_auto_multiplies_them_by_what_it_suggests(workspace: Workspace, tmp_path: Path) -> None:
+    workspace.pull([str(write_adapter(tmp_path / "c", MODULES, seed=0, alpha=17))])
+    sources = [{"adapter": "a"}, {"adapter": "b"}, {"adapter": "c", "weights": {"up": 4.0}}]
+    body = {"method": "auto", "sources": sources, "weights": {"q$": 0.2}}
+    plan = workspace.plan(lorahub.make_recipe(body))
+    assert plan.weights == (0.5, 1.0, 0.5)  # a and c are alike
+    assert plan.patterns == ({"q$": 0.1}, {"q$": 0.2}, {"up": 2.0, "q$": 0.1})
+    refused(
+        workspace, "'auto' adds adapters, but 'q' has weight -1", **body | {"weights": {"q": -1}}
+    )
+    refused(workspace, "'k' matches no module of any source", **body | {"weights": {"k": 1}})
 
 
 def test_the_command_line(workspace: Workspace) -> None:

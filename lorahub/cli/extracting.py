@@ -64,9 +64,7 @@ def extract(
             "record": sink.plain(record),
         }
         if lines:
-            from lorahub.events import to_json
-
-            sink.print_text(to_json(Finished(body)))
+            sink.print_event(Finished(body))
         elif as_json:
             sink.print_act("extract", body)
         else:

@@ -1,17 +1,48 @@
-"""Verbs that say how a collection hangs together: similar, duplicates, cluster, map."""
+"""Verbs that say how a collection hangs together: lineage, impact, similar, duplicates ..."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lorahub.cli import sink
 from lorahub.cli.catalog import Ref
 
+if TYPE_CHECKING:
+    from lorahub.lineage import Kin
+
 By = Annotated[str, typer.Option("--by", help="Alike in: delta, subspace or spectrum.")]
 Base = Annotated[str | None, typer.Option("--base", help="Part of the base model.")]
+Mermaid = Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flowchart.")]
+
+
+def lineage(reference: Ref, mermaid: Mermaid = False, as_json: sink.Json = False) -> None:
+    """Show the tree of adapters a merged one came from, up to commits and weights."""
+    from lorahub.workspace import Workspace
+
+    with sink.errors("lineage", as_json=as_json), Workspace.open() as workspace:
+        _print_tree(workspace.lineage(reference), up=True, as_mermaid=mermaid, as_json=as_json)
+
+
+def impact(reference: Ref, mermaid: Mermaid = False, as_json: sink.Json = False) -> None:
+    """Show everything that was merged from an adapter, over all generations."""
+    from lorahub.workspace import Workspace
+
+    with sink.errors("impact", as_json=as_json), Workspace.open() as workspace:
+        _print_tree(workspace.impact(reference), up=False, as_mermaid=mermaid, as_json=as_json)
+
+
+def _print_tree(root: Kin, *, up: bool, as_mermaid: bool, as_json: bool) -> None:
+    from lorahub.lineage import drawn, mermaid
+
+    if as_json:
+        sink.print_json(root)
+    elif as_mermaid:
+        sink.print_text(mermaid(root, up=up).rstrip())
+    else:
+        sink.print_text("\n".join(drawn(root)))
 
 
 def similar(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,7 +24,9 @@ def merge(
     sources: Annotated[
         list[str], typer.Argument(metavar="REF[:WEIGHT]...", help="Adapters, or RECIPE.yaml.")
     ],
-    method: Annotated[str | None, typer.Option("--method", help="See `lorahub methods`.")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="See `lorahub methods`; auto chooses.")
+    ] = None,
     rank: Annotated[
         str | None, typer.Option("--rank", help="Rank of the result, or auto (lego).")
     ] = None,
@@ -76,9 +78,7 @@ def merge(
     name: Annotated[str | None, typer.Option("--name", help="Catalog name of the result.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing result.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan.")] = False,
-    events: Annotated[
-        Literal["jsonl"] | None, typer.Option("--events", help="Events as JSON lines on stdout.")
-    ] = None,
+    events: sink.Events = None,
     as_json: sink.Json = False,
 ) -> None:
     """Merge adapters into one, verified and catalogued."""
@@ -119,9 +119,7 @@ def print_merged(merged: Merged, command: str, *, as_json: bool, lines: bool = F
         "record": sink.plain(record),
     }
     if lines:
-        from lorahub.events import to_json
-
-        sink.print_text(to_json(Finished(body)))
+        sink.print_event(Finished(body))
     elif as_json:
         sink.print_act(command, body)
     else:
@@ -133,6 +131,7 @@ def print_merged(merged: Merged, command: str, *, as_json: bool, lines: bool = F
                 ("folder", merged.adapter.origin.folder),
                 ("method", record.method),
                 ("scale", f"{record.scale:g}"),
+                *_normalized(record),
                 ("modules", record.modules),
                 ("rank", record.rank),
                 ("dtype", record.dtype),
@@ -140,8 +139,15 @@ def print_merged(merged: Merged, command: str, *, as_json: bool, lines: bool = F
                 ("error", f"{check.error:.1e} (allowed {check.tolerance:.0e})"),
                 ("truncation", f"{check.truncation:.2%}"),
                 ("kept", ", ".join(f"{k:.1%}" for k in check.retained)),
+                *(("note", note) for note in record.notes),
             ),
         )
+
+
+def _normalized(record: Record) -> list[tuple[str, str]]:
+    if not record.normalize:
+        return []
+    return [("normalized by", ", ".join(f"{p.factor:.3g}" for p in record.parents))]
 
 
 def _packed(record: Record) -> list[tuple[str, str]]:
@@ -250,9 +256,7 @@ def _recipe(
             update={"output": recipe.output.model_copy(update=where)} if where else {}
         )
     if options["method"] is None:
-        raise UsageError(
-            "a merge needs --method", hint="see `lorahub methods`; svd is a good start"
-        )
+        raise UsageError("a merge needs --method", hint="see `lorahub methods`; auto chooses one")
     body = {k: v for k, v in options.items() if v is not None}
     common, parsed = parse_weights(weights_for, [parse_source(s) for s in sources])
     body |= {"sources": parsed, "weights": common, "parameters": parameters}
@@ -271,6 +275,7 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         "dtype": plan.dtype,
         "seed": plan.seed,
         "base_model": plan.base_model,
+        "license": plan.license,
         "sources": [
             {
                 "name": a.name,
@@ -285,6 +290,7 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         "input_bytes": plan.input_bytes,
         "output_bytes": plan.output_bytes,
         "digest": plan.digest,
+        "notes": list(plan.notes),
         "warnings": list(plan.warnings),
     }
     if as_json:
@@ -292,6 +298,7 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         return
     body["sources"] = ", ".join(map(_source_text, body["sources"]))
     shown = {k: v for k, v in body.items() if k != "warnings"}
+    shown["notes"] = "; ".join(plan.notes)
     shown["parameters"] = ", ".join(f"{k}={v}" for k, v in plan.parameters.items())
     sink.print_table(("field", "value"), shown.items())
     for warning in plan.warnings:

@@ -35,6 +35,7 @@ def push(
     create_pr: Annotated[bool, typer.Option("--create-pr", help="As a pull request.")] = False,
     message: Annotated[str | None, typer.Option("--message", help="Commit message.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go up.")] = False,
+    remote: sink.Remote = None,
     endpoint: sink.Endpoint = None,
     token_env: sink.TokenEnv = None,
     as_json: sink.Json = False,
@@ -50,6 +51,7 @@ def push(
             create_pr=create_pr,
             message=message,
             dry_run=dry_run,
+            remote=remote,
             endpoint=endpoint,
             token_env=token_env,
         )

@@ -83,5 +83,3 @@ def prune(
                 listener=listener,
             )
         print_merged(merged, "prune", as_json=as_json)
-        for text in merged.record.notes:
-            sink.note(text)

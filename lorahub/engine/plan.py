@@ -27,6 +27,7 @@ from lorahub.engine.checks import (
 from lorahub.engine.sizes import Budget, PackTarget, budget_for, pack_target
 from lorahub.engine.weights import WeightsFor, module_weights
 from lorahub.kernels.allocation import Rule
+from lorahub.licenses import combine
 from lorahub.methods.registry import Method
 
 try:
@@ -136,6 +137,11 @@ class Plan:
     notes: tuple[str, ...]
 
     @property
+    def license(self) -> str | None:
+        """Licence of the result, or None where there is none that is known to fit all sources."""
+        return combine([(a.name, a.info.license) for a in self.adapters]).license
+
+    @property
     def rank(self) -> int:
         """Largest rank the result can have."""
         return max(m.rank for m in self.modules)
@@ -243,6 +249,8 @@ def make_plan(
     notes = check_coverage(adapters, members)
     modules = _plan_modules(members, method, filled)
     check_rank(filled.get("rank"), modules, notes)
+    licensed = combine([(a.name, a.info.license) for a in adapters])
+    notes += [*licensed.conflicts, *licensed.notices]
     target = pack_target(pack if pack is not None else method.packed, dtype)
     dtype = "F32" if target else dtype or _common_dtype(members)
     infos = [a.info for a in adapters]

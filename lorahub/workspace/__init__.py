@@ -6,6 +6,7 @@ one subject; `Workspace` is all of them.
 
 from lorahub.workspace.comparing import Comparing
 from lorahub.workspace.deriving import Deriving
+from lorahub.workspace.discovering import Discovering
 from lorahub.workspace.knowing import Knowing
 from lorahub.workspace.packing import Packing
 from lorahub.workspace.publishing import Publishing
@@ -14,7 +15,15 @@ from lorahub.workspace.resizing import Resizing
 __all__ = ["Workspace"]
 
 
-class Workspace(Resizing, Comparing, Deriving, Knowing, Packing, Publishing):
+class Workspace(
+    Discovering,
+    Resizing,
+    Comparing,
+    Deriving,
+    Knowing,
+    Packing,
+    Publishing,
+):
     """A catalog with the means to fill it, merge from it and publish from it.
 
     Use as a context manager, or call `close`.

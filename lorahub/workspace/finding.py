@@ -21,7 +21,7 @@ class Finding(Base):
             NotFoundError: Nothing in the catalog goes by it.
             ConflictError: An id prefix that means several.
         """
-        return get(self.catalog, reference)
+        return get(self.catalog, self.config.expand(reference))
 
     def adapters(
         self,

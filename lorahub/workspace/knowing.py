@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lorahub.errors import LorahubError, NotFoundError, UnsupportedAdapterError, UsageError
 from lorahub.events import Listener, Warned, ignore
+from lorahub.lineage import Kin, ancestors, descendants
 from lorahub.output import write_text
 from lorahub.sketching import sketch_missing, sketch_one
 from lorahub.workspace.finding import Finding
@@ -27,6 +28,14 @@ class Knowing(Finding):
 
     Sketches are made on first use, one adapter at a time, and kept in the catalog.
     """
+
+    def lineage(self, reference: str) -> Kin:
+        """The tree of adapters that a merged one came from."""
+        return ancestors(self.catalog, self.get(reference).id)
+
+    def impact(self, reference: str) -> Kin:
+        """The tree of adapters that one is part of."""
+        return descendants(self.catalog, self.get(reference).id)
 
     def similar(
         self, reference: str, *, by: str = "delta", limit: int = 10, listener: Listener = ignore

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lorahub.events import Listener, ignore
@@ -22,6 +23,8 @@ class Merging(Pulling):
     def plan(self, recipe: Recipe, *, listener: Listener = ignore) -> Plan:
         """Resolve a recipe's references (pulling what is missing) and check that it can work.
 
+        Method ``auto`` becomes the one that `suggest` chooses; notes of the plan say why.
+
         Raises:
             InvalidRecipeError: The recipe, its method or a parameter is wrong.
             IncompatibleError: The adapters do not fit together.
@@ -30,9 +33,20 @@ class Merging(Pulling):
             IntegrityError: A source is not what the recipe pinned.
         """
         from lorahub.methods.registry import get as get_method
+        from lorahub.recipe import AUTO, check_auto
 
-        get_method(recipe.method).parameters(recipe.parameters)
-        return plan_for(recipe, [self._source(s.adapter, listener) for s in recipe.sources])
+        if recipe.method == AUTO:
+            check_auto(recipe)
+        else:
+            get_method(recipe.method).parameters(recipe.parameters)
+        adapters = [self._source(s.adapter, listener) for s in recipe.sources]
+        if recipe.method != AUTO:
+            return plan_for(recipe, adapters)
+        from lorahub.engine.suggest import resolved
+
+        concrete, why = resolved(recipe, adapters, listener=listener)
+        plan = plan_for(concrete, adapters)
+        return replace(plan, notes=plan.notes + why)
 
     def merge(
         self,
