@@ -26,6 +26,7 @@ class Source(StrEnum):
     HUB = "hub"
     FOLDER = "folder"
     MERGE = "merge"
+    EXTRACT = "extract"
 
 
 class ModuleKind(StrEnum):
@@ -190,7 +191,7 @@ class Origin:
     """Where the bytes of an adapter are and how to get them again.
 
     Attributes:
-        source: Hub, folder or merge.
+        source: Hub, folder, merge, or extracted from two models.
         folder: Absolute local folder that holds the files now.
         repo_id: ``owner/name`` for the Hub, else None.
         revision: Commit (40 hex) for the Hub, else None.

@@ -14,7 +14,7 @@ class AdapterFilter:
         rank: Least and largest rank, either None for open; an adapter matches when the span
             from its smallest to its largest rank meets them.
         method: Name of the merge method that made it.
-        source: ``hub``, ``folder`` or ``merge``.
+        source: ``hub``, ``folder``, ``merge`` or ``extract``.
     """
 
     base: str | None = None

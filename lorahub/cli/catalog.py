@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lorahub.adapter import Source
 from lorahub.cli import sink
 from lorahub.errors import UsageError
 
@@ -23,7 +24,9 @@ def ls(
         str | None, typer.Option("--rank", help="Rank or range: 8, 8..16, ..16, 8..")
     ] = None,
     method: Annotated[str | None, typer.Option("--method", help="Merged by this method.")] = None,
-    source: Annotated[str | None, typer.Option("--source", help="hub, folder or merge.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", help="hub, folder, merge or extract.")
+    ] = None,
     sort: Annotated[str, typer.Option("--sort", help="name, created, rank, size, base.")] = "name",
     reverse: Annotated[bool, typer.Option("--reverse", help="Descending order.")] = False,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Rows to show.")] = 50,
@@ -35,8 +38,8 @@ def ls(
     from store import AdapterFilter
 
     with sink.errors("ls", as_json=as_json), Workspace.open() as workspace:
-        if source not in {None, "hub", "folder", "merge"}:
-            raise UsageError(f"--source '{source}' is not hub, folder or merge")
+        if source not in {None, *Source}:
+            raise UsageError(f"--source '{source}' is not one of {', '.join(Source)}")
         where = AdapterFilter(base=base, rank=parse_range(rank), method=method, source=source)
         rows = workspace.adapters(where, sort=sort, descending=reverse, limit=limit, offset=offset)
         total = workspace.catalog.count(where)

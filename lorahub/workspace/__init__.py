@@ -9,17 +9,17 @@ from lorahub.workspace.deriving import Deriving
 from lorahub.workspace.discovering import Discovering
 from lorahub.workspace.keeping import Keeping
 from lorahub.workspace.knowing import Knowing
-from lorahub.workspace.merging import Merging
 from lorahub.workspace.packing import Packing
 from lorahub.workspace.publishing import Publishing
 from lorahub.workspace.reproducing import Reproducing
+from lorahub.workspace.resizing import Resizing
 
 __all__ = ["Workspace"]
 
 
 class Workspace(
     Discovering,
-    Merging,
+    Resizing,
     Comparing,
     Deriving,
     Keeping,
