@@ -8,12 +8,14 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from store.adapters import Adapters
+from store.bases import Bases
 from store.listing import Listing
 from store.publications import Publications
 from store.runs import Runs
+from store.search import unindexed
 
 
-class Catalog(Adapters, Listing, Runs, Publications):
+class Catalog(Adapters, Bases, Listing, Runs, Publications):
     """An open catalog. Every method is one transaction; values go in and out, rows never."""
 
     def check(self) -> tuple[str, ...]:
@@ -35,8 +37,5 @@ def _problems(connection: Connection) -> Iterator[str]:
         yield from (p for p in found if p != "ok")
         for row in connection.execute(text("PRAGMA foreign_key_check")):
             yield f"table {row[0]}, row {row[1]}: its {row[2]} is missing"
-    lost = connection.execute(
-        text("SELECT count(*) FROM adapters WHERE id NOT IN (SELECT rowid FROM adapters_fts)")
-    ).scalar_one()
-    if lost:
+    if lost := unindexed(connection):
         yield f"{lost} adapters are missing from the search index"

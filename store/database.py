@@ -12,7 +12,7 @@ from typing import Self
 from sqlalchemy import Connection, Engine
 
 from store import migrate
-from store.session import is_new, locked, open_engine, translated
+from store.session import SNAPSHOT, is_new, locked, open_engine, translated
 
 
 class Database:
@@ -55,8 +55,8 @@ class Database:
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
-        with translated(self._engine), self._engine.connect() as connection:
-            yield connection
+        with translated(self._engine), self._engine.connect() as plain:
+            yield plain.execution_options(**SNAPSHOT.get(plain.dialect.name, {}))
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from lorahub.adapter import DTYPE_BYTES, Adapter, Module, ModuleKind, canonical_base
+from lorahub.adapter import DTYPE_BYTES, Adapter, Module, ModuleKind
+from lorahub.bases import common_base
 from lorahub.errors import (
     IncompatibleError,
     InvalidRecipeError,
@@ -255,7 +256,7 @@ def make_plan(
                 f"'{adapter.name}' cannot be merged: {reasons}", hint="leave it out of the merge"
             )
     warnings = [f"{a.name}: {w}" for a in adapters for w in a.info.warnings]
-    base = _common_base(adapters, base_model, warnings)
+    base = common_base(adapters, base_model, warnings)
     members = _group(adapters, weights, method)
     notes = _coverage(adapters, members)
     modules = _plan_modules(members, method, filled)
@@ -333,35 +334,6 @@ def _check_numbers(
         )
     if dtype is not None and dtype not in {"F32", "F16", "BF16"}:
         raise InvalidRecipeError(f"dtype '{dtype}' is not one of F32, F16, BF16")
-
-
-def _common_base(
-    adapters: Sequence[Adapter], wanted: str | None, warnings: list[str]
-) -> str | None:
-    named = {a.name: canonical_base(a.info.base_model) for a in adapters}
-    known = sorted({b for b in named.values() if b})
-    if wanted is not None:
-        if canonical_base(wanted) is None:
-            raise InvalidRecipeError(
-                f"base model '{wanted}' is not a Hub id", hint="give it as owner/name"
-            )
-        if any(b != wanted for b in known):
-            warnings.append(f"the sources name {', '.join(known)}; {wanted} is written as asked")
-        return wanted
-    if len(known) > 1:
-        who = "; ".join(f"'{n}' is for {b or 'an unknown base'}" for n, b in named.items())
-        raise IncompatibleError(
-            f"the adapters are for different base models: {who}",
-            hint="merge adapters of one base model, or say --base ID if these are the same model",
-        )
-    unknown = [n for n, b in named.items() if b is None]
-    if unknown:
-        raise IncompatibleError(
-            f"the base model is unknown for {', '.join(repr(n) for n in unknown)} "
-            "(base_model_name_or_path is empty or a local path)",
-            hint="say which Hub model they are for with --base owner/name",
-        )
-    return known[0]
 
 
 _Members = Mapping[str, list[Member]]
