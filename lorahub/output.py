@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from lorahub.errors import ConflictError, StorageError, UsageError
 
@@ -67,6 +68,30 @@ def new_folder(target: Path, locks: Path, *, replace: bool = False) -> Iterator[
                 shutil.rmtree(partial, ignore_errors=True)
     except Timeout as error:
         raise ConflictError(f"{target}: another lorahub is writing it right now") from error
+    except OSError as error:
+        raise StorageError(
+            f"{target}: cannot be written ({error.strerror or error})",
+            hint="free some space, or write to another folder",
+        ) from error
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[TextIO]:
+    """Open a text that becomes ``target``, in place of what is there, if the block ends well.
+
+    Raises:
+        StorageError: The disk is full, read-only or failing.
+    """
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        try:
+            with partial.open("x", encoding="utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(
             f"{target}: cannot be written ({error.strerror or error})",

@@ -88,14 +88,19 @@ class Adapters(Database):
             remove_row(connection, adapter_id)
 
     def _adapters(self, where: ColumnElement[bool]) -> list[Adapter]:
-        query = (
-            select(adapter_table, text_table.c.config, text_table.c.card)
-            .join(text_table, text_table.c.adapter_id == adapter_table.c.id)
-            .where(where)
-            .order_by(adapter_table.c.id.desc())
-        )
         with self._read() as connection:
-            return [_adapter(connection, row) for row in connection.execute(query).mappings()]
+            return read_adapters(connection, where)
+
+
+def read_adapters(connection: Connection, where: ColumnElement[bool]) -> list[Adapter]:
+    """The adapters that match, newest first, within a transaction."""
+    query = (
+        select(adapter_table, text_table.c.config, text_table.c.card)
+        .join(text_table, text_table.c.adapter_id == adapter_table.c.id)
+        .where(where)
+        .order_by(adapter_table.c.id.desc())
+    )
+    return [_adapter(connection, row) for row in connection.execute(query).mappings()]
 
 
 _INFO_COLUMNS = (

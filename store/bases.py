@@ -6,9 +6,10 @@ from collections import defaultdict
 
 from sqlalchemy import Connection, delete, func, insert, select
 
+from lorahub.adapter import BaseIdentity
 from lorahub.errors import NotFoundError
 from store.database import Database, now
-from store.identity import alias_of, fold_name, identify_again
+from store.identity import fold_name, identify_again, meaning
 from store.models import adapter_table, alias_table
 from store.values import Alias, BaseSummary
 
@@ -53,10 +54,10 @@ class Bases(Database):
             rows = connection.execute(query.order_by(alias_table.c.folded)).mappings()
             return tuple(Alias(**row) for row in rows)
 
-    def alias(self, name: str) -> str | None:
-        """The base that the user says a name means."""
+    def meaning(self, name: str) -> BaseIdentity | None:
+        """The base that a name means, by the user's aliases first; None where nobody knows."""
         with self._read() as connection:
-            return alias_of(connection, name)
+            return meaning(connection, name)
 
     def bases(self) -> tuple[BaseSummary, ...]:
         """The base models of all adapters, with how many each has and the names they state."""

@@ -15,10 +15,21 @@ def identity(connection: Connection, info: AdapterInfo) -> BaseIdentity:
     """The base model of an adapter, by the user's aliases first, within a transaction."""
     from lorahub.bases import identify
 
-    said = alias_of(connection, info.base_model) if info.base_model else None
-    if said is not None:
-        return BaseIdentity(said, Confidence.CERTAIN, f"you said that {info.base_model} means it")
-    return identify(info)
+    return _said(connection, info.base_model) or identify(info)
+
+
+def meaning(connection: Connection, name: str) -> BaseIdentity | None:
+    """The base model that a name alone means, within a transaction; None where nobody knows."""
+    from lorahub.bases import identify_name
+
+    return _said(connection, name) or identify_name(name)
+
+
+def _said(connection: Connection, name: str | None) -> BaseIdentity | None:
+    said = alias_of(connection, name) if name else None
+    if said is None:
+        return None
+    return BaseIdentity(said, Confidence.CERTAIN, f"you said that {name} means it")
 
 
 def identify_rows(connection: Connection) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import Column, ColumnElement, Connection, RowMapping, func, or_,
 from lorahub.errors import UsageError
 from store import search
 from store.database import Database
-from store.identity import alias_of
+from store.identity import meaning
 from store.models import adapter_table, label_table, lineage_table
 from store.values import AdapterFilter, AdapterSummary, Span
 
@@ -114,8 +114,8 @@ class Listing(Database):
         with self._read() as connection:
             ids = search.hits(connection, words, limit, offset)
             if not ids and not search.hits(connection, words, 1, 0):
-                meant = search.corrected(connection, words)
-                ids = search.hits(connection, meant, limit, offset)
+                words = search.corrected(connection, words)
+                ids = search.hits(connection, words, limit, offset)
             query = select(*_SUMMARY).where(adapter_table.c.id.in_(ids))
             found = {r["id"]: _summary(r) for r in connection.execute(query).mappings()}
         return [found[i] for i in ids]
@@ -194,12 +194,9 @@ def _labelled(kind: str, value: str) -> ColumnElement[bool]:
 
 def _of_base(connection: Connection, name: str) -> ColumnElement[bool]:
     """Adapters of one base model; without any, those whose base has ``name`` as a part."""
-    from lorahub.bases import identify_name
-
-    said = alias_of(connection, name)
-    meant = identify_name(name)
-    if base := said or (meant.name if meant and "/" in name else None):
-        same = adapter_table.c.base == base
+    meant = meaning(connection, name)
+    if meant is not None and meant.name and "/" in meant.name:
+        same = adapter_table.c.base == meant.name
         if connection.execute(select(adapter_table.c.id).where(same).limit(1)).first():
             return same
     return or_(

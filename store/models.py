@@ -6,10 +6,14 @@ object mapper to map, and importing one would add a fifth to every start.
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     BigInteger,
     Column,
+    Dialect,
     Double,
     ForeignKey,
     Index,
@@ -17,6 +21,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     Table,
+    TypeDecorator,
     UniqueConstraint,
     text,
 )
@@ -35,6 +40,22 @@ metadata = MetaData(
 # Text is ordered and compared by its code points, whatever the server's locale.
 Text = AnyText().with_variant(AnyText(collation="C"), "postgresql")
 Count = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class _JsonText(TypeDecorator[Any]):
+    """JSON as Python reads and writes it, NaN included, which PostgreSQL's own type refuses."""
+
+    impl = AnyText
+    cache_ok = True
+
+    def process_bind_param(self, value: Any | None, dialect: Dialect) -> str:  # noqa: ANN401
+        return json.dumps(value)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> Any:  # noqa: ANN401
+        return None if value is None else json.loads(value)
+
+
+Json = JSON().with_variant(_JsonText(), "postgresql")
 
 adapter_table = Table(
     "adapters",
@@ -57,22 +78,22 @@ adapter_table = Table(
     Column("rank_max", Integer, nullable=False, index=True),
     Column("alpha_min", Double, nullable=False, server_default=text("0")),
     Column("alpha_max", Double, nullable=False, server_default=text("0")),
-    Column("targets", JSON, nullable=False),
+    Column("targets", Json, nullable=False),
     Column("dtype", Text, nullable=False, index=True),
     Column("parameters", Count, nullable=False),
     Column("module_count", Integer, nullable=False),
     Column("weights_bytes", Count, nullable=False, index=True),
     Column("license", Text, index=True),
     Column("content_hash", Text, nullable=False, index=True),
-    Column("refusals", JSON, nullable=False),
+    Column("refusals", Json, nullable=False),
     Column("format", Text, nullable=False),
     Column("peft_type", Text),
     Column("task_type", Text, index=True),
     Column("weights_file", Text, nullable=False),
     Column("weights_sha256", Text, nullable=False),
     Column("config_sha256", Text, nullable=False),
-    Column("warnings", JSON, nullable=False),
-    Column("tags", JSON, nullable=False),
+    Column("warnings", Json, nullable=False),
+    Column("tags", Json, nullable=False),
     Index(None, "repo_id", "revision"),
     Index(None, "base", "name"),
 )
@@ -85,7 +106,7 @@ text_table = Table(
     "adapter_texts",
     metadata,
     Column("adapter_id", ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True),
-    Column("config", JSON, nullable=False),
+    Column("config", Json, nullable=False),
     Column("card", Text, nullable=False),
 )
 """The long texts of an adapter, apart from what listings read."""

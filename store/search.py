@@ -60,10 +60,11 @@ def corrected(connection: Connection, words: str) -> str:
     Of three letters two must be right. A word that nothing is near to stays as it is.
     """
     terms = _WORD.findall(words)
+    meant = list(terms)
     for i, term in enumerate(terms):
         if not _frequency(connection, term, prefix=i == len(terms) - 1):
-            terms[i] = _nearest(connection, fold(term)) or term
-    return " ".join(terms)
+            meant[i] = _nearest(connection, fold(term)) or term
+    return words if meant == terms else " ".join(meant)
 
 
 def reindex(connection: Connection, adapter_ids: Iterable[int]) -> None:

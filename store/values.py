@@ -94,6 +94,16 @@ class BaseSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Imported:
+    """What an import brought; ``known`` adapters were here already."""
+
+    adapters: int
+    known: int
+    aliases: int
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """How much there is, and how much room it takes.
 

@@ -7,6 +7,7 @@ import gc
 import typer
 
 from lorahub.cli import (
+    bases,
     catalog,
     comparing,
     compressing,
@@ -44,6 +45,9 @@ for verb in (
     upkeep.version,
 ):
     app.command()(verb)
+app.command("export-catalog")(upkeep.export_catalog)
+app.command("import-catalog")(upkeep.import_catalog)
+app.add_typer(bases.base_app, name="base")
 app.add_typer(methods.methods_app, name="methods")
 app.add_typer(upkeep.config_app, name="config")
 app.add_typer(upkeep.db_app, name="db")

@@ -4,6 +4,7 @@ The command line and the terminal UI call these and add no logic of their own. E
 one subject; `Workspace` is all of them.
 """
 
+from lorahub.workspace.cataloguing import Cataloguing
 from lorahub.workspace.comparing import Comparing
 from lorahub.workspace.deriving import Deriving
 from lorahub.workspace.merging import Merging
@@ -13,7 +14,7 @@ from lorahub.workspace.publishing import Publishing
 __all__ = ["Workspace"]
 
 
-class Workspace(Merging, Comparing, Deriving, Packing, Publishing):
+class Workspace(Cataloguing, Merging, Comparing, Deriving, Packing, Publishing):
     """A catalog with the means to fill it, merge from it and publish from it.
 
     Use as a context manager, or call `close`.

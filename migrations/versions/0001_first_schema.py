@@ -8,6 +8,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+Json = sa.JSON().with_variant(sa.Text(), "postgresql")
 Text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 Count = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
@@ -28,23 +29,23 @@ def upgrade() -> None:
         sa.Column("base_model", Text, nullable=True),
         sa.Column("rank_min", sa.Integer(), nullable=False),
         sa.Column("rank_max", sa.Integer(), nullable=False),
-        sa.Column("targets", sa.JSON(), nullable=False),
+        sa.Column("targets", Json, nullable=False),
         sa.Column("dtype", Text, nullable=False),
         sa.Column("parameters", Count, nullable=False),
         sa.Column("module_count", sa.Integer(), nullable=False),
         sa.Column("weights_bytes", Count, nullable=False),
         sa.Column("license", Text, nullable=True),
         sa.Column("content_hash", Text, nullable=False),
-        sa.Column("refusals", sa.JSON(), nullable=False),
+        sa.Column("refusals", Json, nullable=False),
         sa.Column("format", Text, nullable=False),
         sa.Column("peft_type", Text, nullable=True),
         sa.Column("task_type", Text, nullable=True),
         sa.Column("weights_file", Text, nullable=False),
         sa.Column("weights_sha256", Text, nullable=False),
         sa.Column("config_sha256", Text, nullable=False),
-        sa.Column("warnings", sa.JSON(), nullable=False),
-        sa.Column("tags", sa.JSON(), nullable=False),
-        sa.Column("config", sa.JSON(), nullable=False),
+        sa.Column("warnings", Json, nullable=False),
+        sa.Column("tags", Json, nullable=False),
+        sa.Column("config", Json, nullable=False),
         sa.Column("card", Text, nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_adapters")),
         sa.UniqueConstraint("name", name=op.f("uq_adapters_name")),

@@ -1,5 +1,6 @@
 """Base identities and their aliases; labels to filter by; words for mistyped searches."""
 
+import json
 import re
 import unicodedata
 
@@ -11,6 +12,7 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
+Json = sa.JSON().with_variant(sa.Text(), "postgresql")
 Text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 EMPTY = sa.text("''")
@@ -26,7 +28,7 @@ def upgrade() -> None:
     op.create_table(
         "adapter_texts",
         sa.Column("adapter_id", sa.Integer(), nullable=False),
-        sa.Column("config", sa.JSON(), nullable=False),
+        sa.Column("config", Json, nullable=False),
         sa.Column("card", Text, nullable=False),
         sa.ForeignKeyConstraint(
             ["adapter_id"],
@@ -89,16 +91,16 @@ def _fill() -> None:
             )
         )
     words: set[str] = set()
-    older = sa.text(OLDER).columns(targets=sa.JSON, tags=sa.JSON)
-    for row in connection.execute(older).all():
-        labels = [("target", t) for t in row.targets] + [("tag", t) for t in row.tags]
+    for row in connection.execute(sa.text(OLDER)).all():
+        targets, tags = json.loads(row.targets), json.loads(row.tags)
+        labels = [("target", t) for t in targets] + [("tag", t) for t in tags]
         for kind, value in dict.fromkeys(labels):
             connection.execute(
                 sa.text("INSERT INTO labels VALUES (:kind, :value, :id)"),
                 {"kind": kind, "value": value, "id": row.id},
             )
         text = " ".join(
-            (row.name, row.repo_id or "", row.base_model or "", *row.targets, *row.tags, row.card)
+            (row.name, row.repo_id or "", row.base_model or "", *targets, *tags, row.card)
         )
         apart = unicodedata.normalize("NFKD", text.casefold())
         plain = "".join(c for c in apart if not unicodedata.combining(c))
