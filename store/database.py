@@ -30,12 +30,16 @@ class Database:
             StorageError: The place cannot be written.
         """
         engine = open_engine(where)
-        with translated(engine):
-            if not is_new(engine) and migrate.current(engine) == migrate.HEAD:
-                return cls(engine)
-            with locked(engine):
-                if migrate.current(engine) != migrate.HEAD:
-                    migrate.upgrade(engine)
+        try:
+            with translated(engine):
+                if not is_new(engine) and migrate.current(engine) == migrate.HEAD:
+                    return cls(engine)
+                with locked(engine):
+                    if migrate.current(engine) != migrate.HEAD:
+                        migrate.upgrade(engine)
+        except BaseException:
+            engine.dispose()
+            raise
         return cls(engine)
 
     def close(self) -> None:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, RowMapping, func, or_, select
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Text,
+    exists,
+    func,
+    or_,
+    select,
+    type_coerce,
+)
 
 from lorahub.errors import UsageError
 from store import search
@@ -24,7 +37,7 @@ SORTS: Mapping[str, tuple[str, ...]] = {
     "base": ("base", "name", "id"),
 }
 
-# What `Listing.facets` counts, with the column of each; targets and tags come beside them.
+# What `Listing.facets` counts, with the column of each.
 _FACETS = {
     "base": adapter_table.c.base,
     "rank": adapter_table.c.rank_max,
@@ -34,6 +47,7 @@ _FACETS = {
     "method": adapter_table.c.method,
     "dtype": adapter_table.c.dtype,
 }
+_LISTS = {"target": adapter_table.c.targets, "tag": adapter_table.c.tags}
 
 _SUMMARY = (
     *(
@@ -85,23 +99,21 @@ class Listing(Database):
         Keys are ``base``, ``rank`` (the largest), ``task``, ``license``, ``source``, ``method``,
         ``dtype``, ``target`` and ``tag``; what an adapter lacks is counted as an empty text.
         """
-        found: dict[str, Counter[str]] = {name: Counter() for name in (*_FACETS, "target", "tag")}
+        columns = [*_FACETS.values(), *(type_coerce(c, Text) for c in _LISTS.values())]
         with self._read() as connection:
-            conditions = _conditions(connection, where)
-            columns = list(_FACETS.values())
-            query = select(*columns, func.count()).where(*conditions).group_by(*columns)
-            for *values, count in connection.execute(query):
-                for name, value in zip(_FACETS, values, strict=True):
-                    found[name]["" if value is None else str(value)] += count
-            labels = select(label_table.c.kind, label_table.c.value, func.count())
-            if conditions:
-                ids = select(adapter_table.c.id).where(*conditions)
-                labels = labels.where(label_table.c.adapter_id.in_(ids))
-            labels = labels.group_by(label_table.c.kind, label_table.c.value)
-            for kind, value, count in connection.execute(labels):
-                found[kind][value] = count
+            query = select(*columns).where(*_conditions(connection, where))
+            rows = connection.execute(query).all()
+        # Counted here: grouping by several texts costs the database more than handing them over.
+        names = (*_FACETS, *_LISTS)
+        values = zip(*rows, strict=True) if rows else ((),) * len(names)
+        found = {name: Counter(column) for name, column in zip(names, values, strict=True)}
+        for name in _LISTS:
+            lists = found[name]
+            found[name] = Counter()
+            for text, count in lists.items():
+                found[name].update(dict.fromkeys(json.loads(text), count))
         return {
-            name: dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+            name: dict(sorted(_named(counts), key=lambda item: (-item[1], item[0])))
             for name, counts in found.items()
         }
 
@@ -130,9 +142,14 @@ class Listing(Database):
         from rapidfuzz import fuzz, process
 
         with self._read() as connection:
-            names = list(connection.execute(select(adapter_table.c.name).limit(20_000)).scalars())
+            names = connection.execute(select(adapter_table.c.name).limit(20_000)).scalars().all()
         near = process.extract(name, names, scorer=fuzz.ratio, score_cutoff=60, limit=3)
         return [name for name, *_ in near]
+
+
+def _named(counts: Counter[Any]) -> Iterator[tuple[str, int]]:
+    for value, count in counts.items():
+        yield "" if value is None else str(value), count
 
 
 def _conditions(connection: Connection, where: AdapterFilter | None) -> list[ColumnElement[bool]]:
@@ -186,10 +203,11 @@ def _within(
 
 
 def _labelled(kind: str, value: str) -> ColumnElement[bool]:
-    ids = select(label_table.c.adapter_id).where(
-        label_table.c.kind == kind, label_table.c.value == value
+    return exists().where(
+        label_table.c.kind == kind,
+        label_table.c.value == value,
+        label_table.c.adapter_id == adapter_table.c.id,
     )
-    return adapter_table.c.id.in_(ids)
 
 
 def _of_base(connection: Connection, name: str) -> ColumnElement[bool]:

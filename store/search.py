@@ -183,7 +183,7 @@ def _nearest(connection: Connection, term: str) -> str | None:
 
     wrong = min(len(term) // 3, 2)
     lengths = word_table.c.length.between(len(term) - wrong, len(term) + wrong)
-    words = list(connection.execute(select(word_table.c.word).where(lengths)).scalars())
+    words = connection.execute(select(word_table.c.word).where(lengths)).scalars().all()
     near = process.extract(term, words, scorer=OSA.distance, score_cutoff=wrong, limit=5)
     rated = [
         (distance, -_frequency(connection, word, prefix=False), word) for word, distance, _ in near

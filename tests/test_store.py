@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -447,6 +448,46 @@ def test_a_listing_reads_an_index_in_its_order(tmp_path: Path, sort: str, descen
     assert "USING COVERING INDEX" in count[0]
 
 
+# By which index a filter is served; the listing itself may rather read in its own order.
+INDEXES = {
+    "ix_adapters_base_name": AdapterFilter(base="Qwen/Qwen2.5_7B"),
+    "ix_adapters_rank_max": AdapterFilter(rank=(128, None)),
+    "ix_adapters_weights_bytes": AdapterFilter(size=(5, 5)),
+    "ix_adapters_dtype": AdapterFilter(dtype="F32"),
+    "ix_adapters_license": AdapterFilter(license="mit"),
+    "ix_adapters_task_type": AdapterFilter(task="CAUSAL_LM"),
+    "ix_adapters_source": AdapterFilter(source="merge"),
+    "ix_adapters_method": AdapterFilter(method="svd"),
+    "ix_adapters_created_at": AdapterFilter(since="2026"),
+    "ix_lineage_adapter_id": AdapterFilter(used_in="x"),
+    # Looked up for every adapter in the listing's order; a rare label costs a scan.
+    "PRIMARY KEY (kind=? AND value=? AND adapter_id=?)": AdapterFilter(targets=("q_proj",)),
+}
+
+
+@pytest.mark.parametrize("index", INDEXES)
+def test_a_filter_reads_its_index(tmp_path: Path, index: str) -> None:
+    path = tmp_path / "catalog.db"
+    said: list[tuple[str, Any]] = []
+    with Catalog.open(path) as catalog:
+        catalog.add(adapter("one", base_model="Qwen/Qwen2.5_7B"))
+        event.listen(catalog._engine, "before_cursor_execute", lambda *call: said.append(call[2:4]))
+        catalog.count(INDEXES[index])
+        counting = len(said)
+        for sort in KEYS:
+            catalog.adapters(INDEXES[index], sort=sort)
+        catalog.facets(INDEXES[index])
+    with raw(path) as db:
+        plans = [
+            [step[3] for step in db.execute(f"EXPLAIN QUERY PLAN {text}", values)]
+            for text, values in said
+            if text.startswith("SELECT")
+        ]
+    assert any(index in step for plan in plans[:counting] for step in plan), plans[:counting]
+    if not INDEXES[index].targets:
+        assert [step for plan in plans for step in plan if re.match(r"SCAN \w+$", step)] == []
+
+
 def test_an_unknown_sort_key(catalog: Catalog) -> None:
     with pytest.raises(UsageError, match="'colour'"):
         catalog.adapters(sort="colour")
@@ -502,6 +543,56 @@ def test_a_name_ranks_above_a_card(catalog: Catalog) -> None:
     assert len(found) == 6
     pages = [names(catalog.search("medicine", limit=2, offset=o)) for o in (0, 2, 4)]
     assert [n for page in pages for n in page] == found
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("limericsk", "limericks"),
+        ("limerick", "limerick"),  # the beginning of a word
+        ("wirtes limmericks", "writes limericks"),
+        ("qewn", "qwen"),
+        ("posgtres writes", "postgres writes"),
+        ("uberaschend", "uberraschend"),
+        ("ab", "ab"),
+        ("zzzzzzzz", "zzzzzzzz"),
+        ("own/rep", "own/rep"),
+    ],
+)
+def test_a_mistyped_word_finds_the_nearest(catalog: Catalog, typed: str, meant: str) -> None:
+    catalog.add(adapter("poet", card="Writes limericks. Überraschend!", base_model="Qwen/Qwen2.5"))
+    catalog.add(adapter("sql", card="Writes for Postgres", repo_id="own/rep"))
+    for i in range(3):
+        catalog.add(adapter(f"a{i}", card="limerickz"))
+    assert catalog.corrected(typed) == meant
+    if typed != meant:
+        assert catalog.search(typed) == catalog.search(meant)
+        assert catalog.search(typed, offset=99) == []
+
+
+def test_the_more_frequent_of_equally_near_words(catalog: Catalog) -> None:
+    for i, word in enumerate(("planet", "planed", "planet", "planes")):
+        catalog.add(adapter(f"a{i}", card=word))
+    assert catalog.corrected("planex") == "planet"
+    for i in (0, 2):
+        found = catalog.by_name(f"a{i}")
+        assert found is not None
+        catalog.remove(found.id)
+    assert catalog.corrected("planex") == "planed"  # nothing has the other any more
+
+
+def test_a_search_whose_words_no_adapter_joins_stays_empty(catalog: Catalog) -> None:
+    catalog.add(adapter("one", card="apples"))
+    catalog.add(adapter("two", card="pears"))
+    assert catalog.search("apples pears") == []
+
+
+def test_long_documents(catalog: Catalog) -> None:
+    card = " ".join(f"w{i}" for i in range(60_000)) + " " + "x" * 500_000
+    catalog.add(adapter("long", card=card, tags=("last",)))
+    assert names(catalog.search("w19000 last")) == ["long"]
+    catalog.add(adapter("same", card="again " * 100_000))
+    assert names(catalog.search("again")) == ["same"]
 
 
 def test_a_removed_adapter_is_gone(catalog: Catalog) -> None:
@@ -863,6 +954,94 @@ def test_a_migration_that_fails_changes_nothing(
         assert "later" not in [row[1] for row in db.execute("PRAGMA table_info(adapters)")]
     with Catalog.open(path) as catalog:
         assert catalog.by_name(added.name) == added
+
+
+# --- PostgreSQL ---
+
+
+def test_processes_that_make_one_catalog_on_a_server(postgres: Databases) -> None:
+    url = postgres.new(empty=True)
+    body = "say('ready'); sys.stdin.readline(); say(Catalog.open(sys.argv[2]).count())"
+    both = [
+        start("import alembic.command\n" + body, Path("unused"), url, opened=False)
+        for _ in range(3)
+    ]
+    for process in both:
+        assert line(process) == "ready"
+    for process in both:
+        go(process)
+    assert [finish(process) for process in both] == [["0"]] * 3
+
+
+def test_processes_that_write_to_a_server_at_once(postgres: Databases) -> None:
+    url = postgres.new()
+    opening = "catalog = Catalog.open(sys.argv[4])\n"
+    both = [start(opening + WRITER, Path("unused"), who, 20, url, opened=False) for who in "ab"]
+    for process in both:
+        assert line(process) == "ready"
+    for process in both:
+        go(process)
+    for process in both:
+        assert len(finish(process)) == 20
+    with Catalog.open(url) as catalog:
+        expected = {f"{who}-{i}" for who in "ab" for i in range(20)}
+        assert set(names(catalog.adapters(limit=1000))) == expected
+        assert catalog.check() == ()
+
+
+def test_a_reader_of_a_server_sees_one_moment(postgres: Databases) -> None:
+    url = postgres.new()
+    with Catalog.open(url) as catalog, Catalog.open(url) as other:
+        added = catalog.add(adapter("one"))
+        with catalog._read() as connection:
+            query = "SELECT count(*) FROM adapters"
+            assert connection.exec_driver_sql(query).scalar_one() == 1
+            other.remove(added.id)
+            assert connection.exec_driver_sql(query).scalar_one() == 1
+        assert catalog.count() == 0
+
+
+def test_a_lock_on_a_server_is_not_waited_for_for_ever(
+    postgres: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.new()
+    monkeypatch.setattr("store.session.BUSY_SECONDS", 1)
+    with Catalog.open(url) as catalog, Catalog.open(url) as other:
+        catalog.add(adapter("one"))
+        with catalog._write() as connection:
+            connection.exec_driver_sql("LOCK TABLE adapters")
+            with pytest.raises(CatalogError, match="locked by another process"):
+                other.add(adapter("two"))
+        other.add(adapter("two"))
+        assert other.count() == 2
+
+
+def test_servers_that_cannot_be_had(
+    postgres: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = f"postgresql://me:secret@/catalog?host={tmp_path}"
+    with pytest.raises(CatalogError, match="catalog") as caught:
+        Catalog.open(nowhere)
+    assert "secret" not in caught.value.message
+    assert "LORAHUB_DATABASE_URL" in str(caught.value.hint)
+    with pytest.raises(CatalogError, match="does not exist"):
+        Catalog.open(postgres.new().replace("/catalog_", "/none_"))
+    with pytest.raises(CatalogError, match="mysql"):
+        Catalog.open("mysql://me@host/catalog")
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(CatalogError, match="driver") as caught:
+        Catalog.open("postgres://me@host/catalog")
+    assert "lorahub-kit[postgres]" in str(caught.value.hint)
+
+
+def test_a_database_of_others_on_a_server_is_refused(postgres: Databases) -> None:
+    url = postgres.new(empty=True)
+    engine = open_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE songs (id integer)")
+    engine.dispose()
+    with pytest.raises(CatalogError, match="songs"):
+        Catalog.open(url)
 
 
 # --- several processes ---

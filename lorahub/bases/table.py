@@ -59,8 +59,12 @@ def named(last_part: str) -> KnownBase | None:
 
 
 def squeezed(name: str) -> str:
-    """A name without case and punctuation: ``Llama-3.2_1B`` and ``llama3.2-1b`` are one."""
-    return re.sub(r"[\W_]+", "", name.casefold())
+    """A name without case and punctuation, except between digits, where it tells sizes apart.
+
+    ``Llama-3.2_1B`` and ``llama3.2-1b`` are one, ``opt-1.3b`` and ``opt-13b`` are not.
+    """
+    text = re.sub(r"(?<!\d)[\W_]+|[\W_]+(?!\d)", "", name.casefold())
+    return re.sub(r"[\W_]+", lambda between: "." if between[0] == "." else "-", text)
 
 
 @cache

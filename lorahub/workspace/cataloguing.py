@@ -69,7 +69,8 @@ class Cataloguing(Base):
         """
         if canonical_base(base) is None or "/" not in base:
             raise UsageError(f"'{base}' is not a Hub id", hint="give it as owner/name")
-        if not name.strip() or name.strip() == base:
+        name = name.strip()
+        if name in {"", base}:
             raise UsageError(f"'{name}' cannot be an alias of {base}")
         return self.catalog.add_alias(name, base)
 
