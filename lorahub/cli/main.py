@@ -8,6 +8,7 @@ import os
 import typer
 
 from lorahub.cli import (
+    bases,
     catalog,
     comparing,
     compressing,
@@ -68,6 +69,9 @@ for verb in (
     app.command()(verb)
 app.callback(invoke_without_command=True)(terminal.plain)
 app.command("map")(knowing.map_adapters)
+app.command("export-catalog")(upkeep.export_catalog)
+app.command("import-catalog")(upkeep.import_catalog)
+app.add_typer(bases.base_app, name="base")
 app.add_typer(methods.methods_app, name="methods")
 app.add_typer(upkeep.config_app, name="config")
 app.add_typer(upkeep.db_app, name="db")

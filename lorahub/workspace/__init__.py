@@ -4,6 +4,7 @@ The command line and the terminal UI call these and add no logic of their own. E
 one subject; `Workspace` is all of them.
 """
 
+from lorahub.workspace.cataloguing import Cataloguing
 from lorahub.workspace.comparing import Comparing
 from lorahub.workspace.deriving import Deriving
 from lorahub.workspace.discovering import Discovering
@@ -18,6 +19,7 @@ __all__ = ["Workspace"]
 
 
 class Workspace(
+    Cataloguing,
     Discovering,
     Resizing,
     Comparing,
