@@ -2,6 +2,7 @@
 
 from benchmarks import (
     elementwise_module,
+    extract_module,
     in_turn,
     lego_module,
     model_7b,
@@ -11,6 +12,16 @@ from benchmarks import (
     tui,
 )
 
-for part in (startup, svd_module, elementwise_module, lego_module, model_7b, in_turn, packs, tui):
+for part in (
+    startup,
+    svd_module,
+    elementwise_module,
+    extract_module,
+    lego_module,
+    model_7b,
+    in_turn,
+    packs,
+    tui,
+):
     print(f"== {part.__name__}")
     part.main()

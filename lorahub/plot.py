@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 _ROW, _LABEL, _BAR = 16, 420, 400
-_CELL, _HEAD, _GAP = 44, 90, 24
+_CELL, _GAP = 44, 24
 _CURVE_WIDTH, _CURVE_HEIGHT = 420, 200
 _SIDE, _MARGIN, _NAMED = 720, 24, 60
 _HUES = ("#2a78b5", "#c4621b", "#3f8f4f", "#a23b72", "#7a6a1f", "#5b5bb0", "#b03a3a", "#4d8f8f")
@@ -81,13 +81,15 @@ def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: Gr
         values: One per row and column; None leaves a cell empty.
     """
     left = 8 + 7 * max((len(r) for r in rows), default=0)
+    longest = max((len(c) for c in columns), default=0)
+    head, beyond = 16 + 5 * longest, 6 * longest  # of slanting names of columns
     low, high = _range(values)
     lines = [_text(0, _ROW - 4, f"{title}, {low:.3g} to {high:.3g}", kind="title")]
     for j, name in enumerate(columns):
-        x, y = left + j * _CELL + 8, _ROW + _HEAD - 6
+        x, y = left + j * _CELL + 8, _ROW + head - 6
         lines.append(_text(x, y, name, turn=f"rotate(-40 {x} {y})"))
     for i, (name, row) in enumerate(zip(rows, values, strict=True)):
-        y = _ROW + _HEAD + i * _ROW
+        y = _ROW + head + i * _ROW
         lines.append(_text(left - 8, y + 12, name, anchor="end"))
         for j, value in enumerate(row):
             if value is None:
@@ -98,8 +100,8 @@ def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: Gr
                 f'fill-opacity="{0.08 + 0.82 * share:.3f}"/>'
             )
             lines.append(_text(x + _CELL // 2, y + 12, f"{value:.3g}", anchor="middle"))
-    height = _ROW + _HEAD + len(rows) * _ROW + _GAP
-    return Panel(left + len(columns) * _CELL + _HEAD, height, tuple(lines))
+    height = _ROW + head + len(rows) * _ROW + _GAP
+    return Panel(left + len(columns) * _CELL + beyond, height, tuple(lines))
 
 
 def curves(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> Panel:

@@ -69,7 +69,7 @@ class Recipe(_Strict):
     parameters: dict[str, Any] = Field(default_factory=dict)
     scale: Annotated[float | None, Field(allow_inf_nan=False)] = None
     normalize: bool | None = None
-    allocate: Literal["welore", "energy", "relative", "uniform"] | None = None
+    allocate: Literal["welore", "energy", "relative", "prune", "uniform"] | None = None
     budget: str | float | None = None
     pack: str | float | None = None
     dtype: Literal["F32", "F16", "BF16"] | None = None
@@ -133,6 +133,13 @@ def check_auto(recipe: Recipe) -> None:
                 f"{source.weight:g}",
                 hint="leave it out, or name a method: 'svd' subtracts",
             )
+    for some in (recipe.weights, *(source.weights for source in recipe.sources)):
+        for pattern, weight in some.items():
+            if weight < 0:
+                raise InvalidRecipeError(
+                    f"method '{AUTO}' adds adapters, but '{pattern}' has weight {weight:g}",
+                    hint="give 0 to leave modules out, or name a method: 'svd' subtracts",
+                )
 
 
 def load_recipe(path: Path) -> Recipe:

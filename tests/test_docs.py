@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from docs import make_methods
 from docs.make_cli import commands, render
 from lorahub.cli.main import app
+from lorahub.methods.describe import example
 from lorahub.methods.registry import methods
 from tests.conftest import ROOT, write_adapter
 from tests.test_cli import call
@@ -44,7 +45,7 @@ def test_the_examples_of_methods_are_commands(home: Path, tmp_path: Path) -> Non
     runner = CliRunner()
     assert runner.invoke(app, ["pull", *map(str, folders)]).exit_code == 0
     for method in methods().values():
-        words = shlex.split(make_methods.example(method))
+        words = shlex.split(example(method))
         done = runner.invoke(app, [*words[1:], "--dry-run"])
         assert done.exit_code == 0, (words, done.output)
 
@@ -103,3 +104,17 @@ def test_a_shadowing_store_is_named(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode != 0
     assert "store.py' hides it" in done.stderr
+
+
+def test_methods_show_says_what_the_document_says() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text()
+    for method in methods().values():
+        shown = CliRunner().invoke(app, ["methods", "show", method.name]).stdout
+        section = text[text.index(f"\n## {method.name}\n") :].split("\n## ")[1]
+        for line in section.splitlines()[1:]:
+            if line.startswith("| `"):
+                name, values, _, meaning = (cell.strip() for cell in line.strip("|").split("|"))
+                assert f"{name.strip('`')}\t{values}\t" in shown
+                assert f"\t{meaning}\n" in shown
+            elif line and not line.startswith(("|", "```", f"{method.title}. ")):
+                assert line in shown.replace("``", "`"), line

@@ -448,7 +448,8 @@ def test_cluster_and_map_by_base(workspace: Workspace, tmp_path: Path) -> None:
     assert len(workspace.map(plot=plot)) == 4
     root = ET.parse(plot).getroot()
     titles = [e.text for e in root.iter("{http://www.w3.org/2000/svg}title")]
-    assert titles == ["4 adapters by delta", "one", "oneb", "two", "twob"]
+    assert titles[0] == "4 adapters by delta"
+    assert sorted(titles[1:]) == ["one", "oneb", "two", "twob"]
     with pytest.raises(UsageError, match="SVG"):
         workspace.map(plot=tmp_path / "map.png")
     with pytest.raises(StorageError):
@@ -458,7 +459,7 @@ def test_cluster_and_map_by_base(workspace: Workspace, tmp_path: Path) -> None:
 def test_a_picture_escapes_names_and_keeps_its_points_inside() -> None:
     points = [("<a>", "g&h", -1.0, 5.0), ("b", "g&h", 3.0, 5.5), ("c", "i", 0.0, 5.2)]
     root = ET.fromstring(scatter(points, "x < y"))
-    circles = [e for e in root if e.tag.endswith("circle")]
+    circles = [e for e in root.iter() if e.tag.endswith("circle")]
     drawn = circles[:3]
     assert [c[0].text for c in drawn] == ["<a>", "b", "c"]
     assert drawn[0].get("fill") == drawn[1].get("fill") != drawn[2].get("fill")

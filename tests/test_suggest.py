@@ -63,6 +63,8 @@ def brief(found: Suggestion) -> tuple[str, dict[str, int], tuple[float, ...]]:
 def test_unlike_adapters(tmp_path: Path) -> None:
     five = unlike(tmp_path, 5)
     assert brief(suggest(five[:2])) == ("tsv", {}, (1, 1))
+    assert brief(suggest(five[:2], rank=7)) == ("tsv", {"rank": 7}, (1, 1))
+    assert brief(suggest(five[:2], rank=2)) == ("task_arithmetic", {"rank": 2}, (1, 1))
     assert brief(suggest(five)) == ("iso_c", {}, (1,) * 5)
     assert brief(suggest(five, rank=20)) == ("iso_c", {}, (1,) * 5)
     assert brief(suggest(five, rank=19)) == ("flat", {"rank": 19}, (1,) * 5)
@@ -80,7 +82,7 @@ def test_unlike_adapters(tmp_path: Path) -> None:
 
 
 def test_the_order_of_adapters_changes_nothing(tmp_path: Path) -> None:
-    three = [*unlike(tmp_path, 2), like(tmp_path / "u0", tmp_path / "again", 0.5)]
+    three = [*unlike(tmp_path, 2), like(tmp_path / "u0", tmp_path / "again", 0.8)]
     first = dict(zip((a.name for a in three), suggest(three, rank=6).weights))
     for order in permutations(three):
         found = suggest(order, rank=6)
@@ -104,14 +106,14 @@ def test_adapters_of_one_kind_are_averaged_where_that_keeps_nearly_everything(
 
 def test_every_kind_counts_once(tmp_path: Path) -> None:
     one, other = unlike(tmp_path, 2)
-    again = like(tmp_path / "u0", tmp_path / "again", 0.3)
+    again = like(tmp_path / "u0", tmp_path / "again", 0.8)
     found = suggest([one, other, again])
-    assert brief(found) == ("tsv", {}, (0.5, 1, 0.5))
-    assert found.choice.scale == get("tsv").default_scale(2)
+    assert brief(found) == ("iso_c", {}, (0.5, 1, 0.5))
+    assert found.choice.scale == get("iso_c").default_scale(2)
     assert "'u0' and 'again' are alike" in found.findings[0]
 
 
-@pytest.mark.parametrize(("share", "alike"), [(0.04, False), (0.12, True)])
+@pytest.mark.parametrize(("share", "alike"), [(0.44, False), (0.56, True)])
 def test_where_likeness_begins(tmp_path: Path, share: float, alike: bool) -> None:
     (one,) = unlike(tmp_path, 1)
     other = like(tmp_path / "u0", tmp_path / "again", share)
@@ -204,13 +206,21 @@ def test_auto_is_the_merge_that_was_suggested(home: Path) -> None:
 
 def test_what_a_recipe_says_itself_stands(tmp_path: Path, home: Path) -> None:
     folders = [write_adapter(tmp_path / f"u{i}", MODULES, seed=i) for i in range(2)]
-    again = like(folders[0], tmp_path / "again", 0.6).origin.folder
+    again = like(folders[0], tmp_path / "again", 0.8).origin.folder
     sources = [{"adapter": str(f), "weight": w} for f, w in zip((*folders, again), (0.4, 1, 0.2))]
+    sources[0]["weights"] = {"up": 3}
+    body = {"sources": sources, "weights": {r"layers\.0": 2}, "scale": 0.9, "normalize": True}
     with Workspace.open() as workspace:
-        plan = workspace.plan(recipe("x", sources=sources, scale=0.9, normalize=True))
-    assert plan.method.name == "tsv"
+        plan = workspace.plan(recipe("x", **body))
+    assert plan.method.name == "iso_c"
     assert plan.weights == (0.2, 1, 0.1)
     assert (plan.scale, plan.normalize) == (0.9, True)
+    assert {m.name.removeprefix("model.layers."): m.weights for m in plan.modules} == {
+        "0.q": (1, 2, 1),
+        "0.up": (1.5, 2, 1),
+        "1.q": (0.2, 1, 0.1),
+        "1.up": (1.5, 1, 0.1),
+    }
 
 
 def test_auto_recipes_that_make_no_sense(home: Path) -> None:

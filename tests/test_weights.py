@@ -214,6 +214,19 @@ def test_a_record_that_is_damaged_is_refused(
         workspace.verify("m")
 
 
+def test_auto_multiplies_them_by_what_it_suggests(workspace: Workspace, tmp_path: Path) -> None:
+    workspace.pull([str(write_adapter(tmp_path / "c", MODULES, seed=0, alpha=17))])
+    sources = [{"adapter": "a"}, {"adapter": "b"}, {"adapter": "c", "weights": {"up": 4.0}}]
+    body = {"method": "auto", "sources": sources, "weights": {"q$": 0.2}}
+    plan = workspace.plan(lorahub.make_recipe(body))
+    assert plan.weights == (0.5, 1.0, 0.5)  # a and c are alike
+    assert plan.patterns == ({"q$": 0.1}, {"q$": 0.2}, {"up": 2.0, "q$": 0.1})
+    refused(
+        workspace, "'auto' adds adapters, but 'q' has weight -1", **body | {"weights": {"q": -1}}
+    )
+    refused(workspace, "'k' matches no module of any source", **body | {"weights": {"k": 1}})
+
+
 def test_the_command_line(workspace: Workspace) -> None:
     words = ["merge", "a:0.5", "b", "--method", "svd", "--weights-for", "q$=0.2"]
     words += ["--weights-for", r"b:layers\.(0|1)\.=-1", "--name", "m"]

@@ -17,8 +17,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, RLock
 from typing import Any
@@ -40,6 +40,7 @@ class Jobs:
         self.closed = False
         self._lock = RLock()
         self._progress: dict[str, Progress] = {}
+        self._ended: dict[str, Job] = {}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def close(self) -> None:
@@ -67,38 +68,42 @@ class Jobs:
             now = time.time()
             name = f"{int(now * 1000):014d}-{secrets.token_hex(2)}"
             folder = self.folder / name
-            try:
+            with _storing(folder):
                 folder.mkdir(parents=True)
                 if recipe is not None:
                     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
                 _write(folder, {"words": list(words), "title": title, "submitted": now})
-            except OSError as error:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise StorageError(
-                    f"{folder}: cannot be written ({error.strerror})", hint="free some space"
-                ) from error
         self.changed.set()
         return name
 
     def poll(self) -> tuple[Job, ...]:
-        """What is known of every job now, newest first; starts those whose turn it is."""
+        """What is known of every job now, newest first; starts those whose turn it is.
+
+        Raises:
+            StorageError: A job cannot be started, for the data folder cannot be written.
+        """
         with self._lock:
             names = sorted((p.name for p in _folders(self.folder)), reverse=True)
-            for gone in set(self._progress) - set(names):
-                del self._progress[gone]
+            for gone in set(self._ended) - set(names):
+                del self._ended[gone]
             jobs = [self._read(name) for name in names]
             busy = {job.lane for job in jobs if job.active and job.state != "waiting"}
             for position in reversed(range(len(jobs))):
                 job = jobs[position]
                 if job.state == "waiting" and job.lane not in busy:
                     busy.add(job.lane)
-                    self._start(job)
+                    with _storing(self.folder / job.name):
+                        self._start(job)
                     jobs[position] = self._read(job.name)
             return tuple(jobs)
 
     def cancel(self, job: Job) -> None:
-        """Stop a job as Ctrl-C does; a second time, kill it. One that waits is taken off."""
-        with self._lock:
+        """Stop a job as Ctrl-C does; a second time, kill it. One that waits is taken off.
+
+        Raises:
+            StorageError: As `submit`.
+        """
+        with self._lock, _storing(self.folder / job.name):
             now = self._read(job.name)
             if now.state == "waiting":
                 self.forget(now)
@@ -111,8 +116,12 @@ class Jobs:
         self.changed.set()
 
     def pause(self, job: Job) -> None:
-        """Hold a running job, or let a held one go on."""
-        with self._lock:
+        """Hold a running job, or let a held one go on.
+
+        Raises:
+            StorageError: As `submit`.
+        """
+        with self._lock, _storing(self.folder / job.name):
             now = self._read(job.name)
             if now.state in {"running", "paused"}:
                 body = _load(self.folder / job.name)
@@ -122,9 +131,14 @@ class Jobs:
         self.changed.set()
 
     def again(self, job: Job) -> str:
-        """Submit the same once more."""
+        """Submit the same once more.
+
+        Raises:
+            StorageError: As `submit`.
+        """
         file = self.folder / job.name / "recipe.yaml"
-        recipe = file.read_text(encoding="utf-8") if file.is_file() else None
+        with _storing(file):
+            recipe = file.read_text(encoding="utf-8") if file.is_file() else None
         return self.submit(job.words, job.title, recipe)
 
     def forget(self, job: Job) -> None:
@@ -187,11 +201,11 @@ class Jobs:
                 os.killpg(job.pid, number)
 
     def _read(self, name: str) -> Job:
+        if name in self._ended:
+            return self._ended[name]
         folder = self.folder / name
         body = _load(folder)
         progress = self._progress.setdefault(name, Progress())
-        if progress.over:
-            return progress.job(name, body, alive=False)
         child = self._children.get(name)
         # Looked at before the output: what a process wrote before it ended is all read then.
         alive = "pid" in body and _held(folder)
@@ -200,6 +214,9 @@ class Jobs:
         progress.read(folder / "events.jsonl")
         if "pid" in body and not alive:
             progress.close(folder)
+            self._ended[name] = progress.job(name, body, alive=False)
+            del self._progress[name]
+            return self._ended[name]
         return progress.job(name, body, alive=alive)
 
 
@@ -245,6 +262,17 @@ async def ask(home: Path, words: Sequence[str]) -> Any:  # noqa: ANN401 - whatev
         raise LorahubError(str(error.get("message")), hint=error.get("hint"))
     lines = errors.decode(errors="replace").strip().splitlines() or ["it ended without a word"]
     raise LorahubError(lines[-1], hint=f"run `lorahub {' '.join(words)}` to see all of it")
+
+
+@contextmanager
+def _storing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be used ({error.strerror or error})",
+            hint="free some space, or see who may write there",
+        ) from error
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -27,6 +27,12 @@ from lorahub.methods.registry import get
 SIGN_ROWS = 64
 """Rows of the deltas that sign conflict is counted on, spread evenly."""
 
+MOST = 64
+"""Adapters that are compared at once: figures of all their pairs at all modules are kept."""
+
+SUM = "sum"
+"""Name that the sum of all adapters goes by."""
+
 _NO_BASE = "unknown/unknown"
 """Base of adapters that name none: a plan must have one, and a comparison writes none."""
 
@@ -121,7 +127,15 @@ class ModuleComparison:
 
 @dataclass(frozen=True, slots=True)
 class TypeComparison:
-    """Figures over all modules of one type."""
+    """Figures over the modules of one type.
+
+    Attributes:
+        type: As `ModuleComparison` has it.
+        modules: How many there are.
+        norms: One per adapter that has one of them.
+        total: The sum of these adapters.
+        pairs: All pairs of them.
+    """
 
     type: str
     modules: int
@@ -140,7 +154,6 @@ class Comparison:
         pairs: All pairs of adapters.
         types: By name of the type.
         modules: By layer, then type.
-        ranks: Mean rank of each adapter's modules, in the order given.
     """
 
     norms: tuple[Norms, ...]
@@ -148,11 +161,6 @@ class Comparison:
     pairs: tuple[Pair, ...]
     types: tuple[TypeComparison, ...]
     modules: tuple[ModuleComparison, ...]
-    ranks: tuple[float, ...]
-
-
-SUM = "sum"
-"""Name that the sum of all adapters goes by."""
 
 
 def compare(
@@ -166,7 +174,7 @@ def compare(
         listener: Receives progress.
 
     Raises:
-        UsageError: Fewer than two adapters, or one of them twice.
+        UsageError: Fewer than two adapters, more than `MOST`, or one of them twice.
         IncompatibleError: Different base models, a module of different shapes, or an adapter
             that shares no module with the others.
         UnsupportedAdapterError: One whose factors do not say what its delta is.
@@ -185,7 +193,6 @@ def measure(
     """As `compare`, of one adapter or more; one alone has no pairs."""
     plan = plan_of(adapters)
     names = [a.name for a in adapters]
-    modules = []
     with Batches(plan, device=torch.device("cpu"), workers=workers) as batches:
 
         def work(batch: Sequence[PlannedModule], stack: Stack) -> list[ModuleComparison]:
@@ -198,12 +205,10 @@ def measure(
     types: dict[str, list[ModuleComparison]] = defaultdict(list)
     for module in modules:
         types[module.type].append(module)
-    ranks = [[m.rank for m in a.info.modules] for a in adapters]
     return Comparison(
         *_together(names, modules),
         tuple(TypeComparison(t, len(types[t]), *_together(names, types[t])) for t in sorted(types)),
         tuple(modules),
-        tuple(sum(r) / len(r) for r in ranks),
     )
 
 
@@ -214,6 +219,11 @@ def plan_of(adapters: Sequence[Adapter]) -> Plan:
         LorahubError: As `compare`.
     """
     names = [a.name for a in adapters]
+    if len(names) > MOST:
+        raise UsageError(
+            f"{len(names)} adapters are too many to compare every two of them; {MOST} are the most",
+            hint="group them first: `lorahub cluster`, `lorahub similar`",
+        )
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"'{name}' is named twice", hint="name each adapter once")

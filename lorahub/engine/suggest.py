@@ -1,11 +1,14 @@
 """Which merge suits a set of adapters, from their factors alone.
 
-The rule reads four figures and has no parameters fitted to any set:
+The rule reads four figures:
 
-- cosines say which adapters are of one kind (the same task, trained again or further);
+- cosines say which adapters are of one kind (stages or variants of one run);
 - the overlap of the A factors, whether unlike adapters live in the same directions;
 - norms, whether one of them is louder than the rest;
 - ranks, whether the result has room for all that the adapters have.
+
+The reasons beside each method say what follows from them; docs/quality.md, how far it is from the
+best in hindsight.
 """
 
 from __future__ import annotations
@@ -17,15 +20,17 @@ from lorahub.adapter import DTYPE_BYTES, Adapter
 from lorahub.engine.compare import Comparison, Norms, compare, plan_of
 from lorahub.engine.plan import Plan
 from lorahub.engine.survey import UNEVEN
+from lorahub.engine.weights import spread
 from lorahub.errors import IncompatibleError, InvalidRecipeError
 from lorahub.events import Listener, ignore
 from lorahub.kernels.allocation import parse_budget
 from lorahub.methods.registry import get
 from lorahub.recipe import Recipe, check_auto
 
-ALIKE = 0.1
-"""Cosine between deltas from which on two adapters are of one kind. Independent tasks lie below
-0.04 even at single modules, the same task from two seeds at 0.2."""
+ALIKE = 0.5
+"""Cosine between deltas from which on two adapters are of one kind: the mean of two then keeps at
+least three quarters of each. Checkpoints of one run lie above 0.9; independent runs of one task,
+or tasks that teach a model one manner, around 0.2; independent tasks near 0."""
 
 SHARED = 0.5
 """Overlap of the A factors from which on unlike adapters live in the same directions."""
@@ -199,21 +204,24 @@ def _ranked(comparison: Comparison, kinds: int, room: Room) -> Sequence[tuple[st
     overlap = sum(p.overlap_a for p in comparison.pairs) / len(comparison.pairs)
     if overlap >= SHARED:
         return _IN_THE_SAME_DIRECTIONS
-    if room.rank is None:
-        return _TWO_WITH_ROOM if kinds == 2 else _WITH_ROOM
-    return _UNDER_A_BUDGET if room.rank > kinds else _IN_VERY_FEW_RANKS
+    if room.rank is not None and room.rank <= kinds:
+        return _IN_VERY_FEW_RANKS
+    # Not for two kinds of several: tsv would move apart what alike adapters have in common.
+    if len(comparison.norms) == 2:
+        return _TWO if room.rank is None else _TWO_UNDER_A_BUDGET
+    return _WITH_ROOM if room.rank is None else _UNDER_A_BUDGET
 
 
 _OF_ONE_KIND = (
     (
         "svd",
-        "adapters of one kind are averaged: what their runs have in common stays, what is "
-        "peculiar to one of them shrinks",
+        "adapters of one kind are averaged: what they have in common stays, what is peculiar to "
+        "one of them shrinks",
     ),
     ("lego", "averages the ranks that are alike and keeps the others"),
     (
         "karcher",
-        "the mean in angle, which keeps the norm that a plain mean of different runs loses",
+        "the mean in angle, which keeps the norm that a plain mean of different adapters loses",
     ),
 )
 _IN_THE_SAME_DIRECTIONS = (
@@ -222,12 +230,24 @@ _IN_THE_SAME_DIRECTIONS = (
     ("knots", "elects a sign along the common directions, where adapters contradict each other"),
     ("tsv", "moves the adapters apart, as far as common directions allow"),
 )  # fmt: skip
-_TWO_WITH_ROOM = (
-    ("tsv", "two adapters disturb each other little: each keeps its own spectrum, made orthogonal "
-     "to the other's"),
-    ("iso_c", "gives all directions of both the same room; better for two tasks of one nature, "
-     "worse where one relies on few directions"),
-    ("task_arithmetic", "the plain sum, pulled back by its scale"),
+_TSV_FOR_TWO = (
+    "tsv",
+    "two adapters disturb each other little, so each keeps its own spectrum, made orthogonal to "
+    "the other's; that costs a little where both tasks are of one nature, and saves much where "
+    "they are not",
+)
+_SUM_OF_TWO = ("task_arithmetic", "the plain sum, pulled back by its scale")
+_TWO = (
+    _TSV_FOR_TWO,
+    ("iso_c", "all directions at one level: a little better for two tasks of one nature, much "
+     "worse where one of them lives in few directions"),
+    _SUM_OF_TWO,
+)  # fmt: skip
+_TWO_UNDER_A_BUDGET = (
+    _TSV_FOR_TWO,
+    ("flat", "the directions that matter most, all at one level: a little better for two tasks of "
+     "one nature, much worse where one of them lives in few directions"),
+    _SUM_OF_TWO,
 )  # fmt: skip
 _WITH_ROOM = (
     ("iso_c", "in a sum of several unlike adapters a few directions drown the others; a flat "
@@ -290,13 +310,15 @@ def resolved(
     """A recipe of method ``auto`` with a method, and why it was chosen.
 
     What the recipe says itself (scale, normalize, budget, weights) stands; suggested weights
-    multiply its own.
+    multiply its own, those by pattern too.
 
     Raises:
-        InvalidRecipeError: A parameter other than ``rank``, or a weight that is not positive.
+        InvalidRecipeError: A parameter other than ``rank``, a weight that is not positive, or a
+            pattern that matches nothing.
         LorahubError: As `suggest`.
     """
     check_auto(recipe)
+    patterns = spread(recipe.weights, [source.weights for source in recipe.sources], adapters)
     found = suggest(
         adapters,
         rank=recipe.parameters.get("rank"),
@@ -306,14 +328,20 @@ def resolved(
     )
     choice = found.choice
     sources = tuple(
-        source.model_copy(update={"weight": source.weight * weight})
-        for source, weight in zip(recipe.sources, found.weights, strict=True)
+        source.model_copy(
+            update={
+                "weight": source.weight * weight,
+                "weights": {pattern: own * weight for pattern, own in some.items()},
+            }
+        )
+        for source, some, weight in zip(recipe.sources, patterns, found.weights, strict=True)
     )
     concrete = recipe.model_copy(
         update={
             "method": choice.method,
             "parameters": dict(choice.parameters),
             "sources": sources,
+            "weights": {},
             "scale": choice.scale if recipe.scale is None else recipe.scale,
             "normalize": choice.normalize if recipe.normalize is None else recipe.normalize,
             "budget": choice.budget,

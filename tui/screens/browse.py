@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
+from textual.markup import escape
 from textual.widgets import Input
 
 from store import AdapterSummary
@@ -101,8 +102,7 @@ class BrowseScreen(BrowseReading):
         if event.query != self.filter:
             return
         state = app_of(self).state
-        empty = NONE_MATCH if event.query.text else EMPTY
-        self.table.empty = event.query.problem or empty
+        self.table.empty = NONE_MATCH if event.query.text else EMPTY
         names = [entry.summary.name for entry in event.rows]
         wanted = state.adapter if self._restoring or not self.row else self.row.name
         self._restoring = False
@@ -111,9 +111,9 @@ class BrowseScreen(BrowseReading):
         self.query_one(Facets).show(event.facets, event.query.text)
         title = f"{event.count:,} by {state.sort}{' (reversed)' if state.descending else ''}"
         self.table.border_title = title
-        line = self.query_one("#filter", Input)
-        line.border_subtitle = event.query.problem or ""
-        line.set_class(event.query.problem is not None, "-invalid")
+        problem = event.query.problem
+        self.table.border_subtitle = escape(problem) if problem else None
+        self.query_one("#filter", Input).set_class(problem is not None, "-invalid")
 
     def on_browse_reading_paged(self, event: BrowseReading.Paged) -> None:
         """Put a page into the table."""

@@ -30,7 +30,7 @@ class BrowseReading(Room):
             query: Query,
             count: int,
             rows: Sequence[Entry],
-            facets: Mapping[str, Sequence[tuple[str, int]]],
+            facets: Mapping[str, Mapping[str, int]],
         ) -> None:
             super().__init__()
             self.query, self.count, self.rows, self.facets = query, count, rows, facets

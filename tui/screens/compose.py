@@ -9,8 +9,6 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from rich.table import Table
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Static, TabbedContent, TabPane, TextArea
@@ -159,15 +157,8 @@ class ComposeScreen(ComposeReading):
             self._plan_says(event.outlook)
 
     def _plan_says(self, outlook: Outlook) -> None:
-        table = Table.grid(padding=(0, 1))
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
-        if outlook.problem:
-            table.add_row("problem", Text(outlook.problem))
-        for key, value in outlook.facts:
-            table.add_row(key, Text(value))
-        for warning in outlook.warnings:
-            table.add_row("warning", Text(warning))
+        warnings = (("warning", warning) for warning in outlook.warnings)
+        table = text.facts([("problem", outlook.problem), *outlook.facts, *warnings])
         self.query_one("#plan", Static).update(table)
         self.problem = outlook.problem
 
@@ -177,7 +168,7 @@ class ComposeScreen(ComposeReading):
         shown = outcome.message if isinstance(outcome, LorahubError) else (
             figures.conflicts(outcome)
         )  # fmt: skip
-        self.query_one("#conflicts", Static).update(Text(shown, no_wrap=True))
+        self.query_one("#conflicts", Static).update(text.shown(shown, wrap=False))
 
     def on_compose_reading_suggested(self, event: ComposeReading.Suggested) -> None:
         """Take what was suggested into the recipe; undo takes it back."""

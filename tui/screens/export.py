@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from rich.text import Text
 from textual import work
 from textual.app import ComposeResult
 from textual.containers import Horizontal
@@ -68,14 +67,14 @@ class ExportDialog(Dialog[bool]):
         total = sum(count for _, count in event.files)
         lines = [f"  {count:>14,}  {name}" for name, count in event.files]
         lines.append(f"  {total:>14,}  bytes in all ({text.size(total)})")
-        self.query_one("#files", Static).update(Text("\n".join(lines)))
+        self.query_one("#files", Static).update(text.shown("\n".join(lines)))
 
     def _words(self) -> list[str]:
         return ["export", self._adapter, self.query_one("#folder", Input).value.strip()]
 
     def _show_command(self) -> None:
         line = f"$ lorahub {shlex.join(self._words())}"
-        self.query_one("#made", Static).update(Text(line))
+        self.query_one("#made", Static).update(text.shown(line))
 
     def on_input_changed(self) -> None:
         """The command follows."""
@@ -100,7 +99,7 @@ class ExportDialog(Dialog[bool]):
         elif Path(words[2]).expanduser().exists():
             problem = f"{words[2]} exists: name a folder that does not"
         if problem:
-            self.query_one("#files", Static).update(Text(problem))
+            self.query_one("#files", Static).update(text.shown(problem))
             return
         app_of(self).submit([*words, "--json"], f"export {self._adapter}")
         self.dismiss(True)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from rich.text import Text
 from textual import work
 from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
@@ -138,7 +137,7 @@ class HistoryScreen(Room):
         if run is not None:
             compared = self._marked is not None and self._marked.id != run.id
             shown = difference(self._marked, run) if compared and self._marked else described(run)
-        self.query_one("#run-text", Static).update(Text(shown))
+        self.query_one("#run-text", Static).update(text.shown(shown))
         self.say_command()
 
     # Actions

@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.text import Text
 from textual import work
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
+from textual.markup import escape
 from textual.message import Message
 from textual.widgets import Input, Static
 
@@ -120,7 +120,9 @@ class RemoteScreen(Room):
     def on_paged_table_highlighted(self) -> None:
         """Say more of it."""
         entry = self.entry
-        self.query_one("#remote-text", Static).update(Text(_described(entry) if entry else ""))
+        self.query_one("#remote-text", Static).update(
+            text.shown(_described(entry) if entry else "")
+        )
 
     def on_paged_table_opened(self) -> None:
         """Enter pulls."""
@@ -129,7 +131,7 @@ class RemoteScreen(Room):
     def _show_pulls(self, jobs: tuple[Job, ...]) -> None:
         active = [j for j in jobs if j.active and j.verb == "pull"]
         shown = ", ".join(f"{j.title} {j.share:.0%}" for j in active[:2])
-        self.query_one("#remote-detail").border_title = shown
+        self.query_one("#remote-detail").border_title = escape(shown)
 
     # Actions
 
