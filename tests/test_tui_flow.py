@@ -154,6 +154,8 @@ def test_conflict_and_figures_come_from_a_child(filled: Path) -> None:
         await _pick_two(t)
         await t.press("o")
         assert "Sign conflict" in t.screen
+        await t.press("tab", "end")
+        assert "100.0%" in t.screen
         await t.press("5")
         assert "languages" in t.screen
 

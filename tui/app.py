@@ -109,7 +109,7 @@ class LorahubApp(Acting, App[None]):
 
     # Work in threads
 
-    @work(thread=True, exclusive=True, group="resolve")
+    @work(thread=True, exclusive=True, group="resolve", exit_on_error=False)
     def _resolve(self, names: tuple[str, ...]) -> None:
         found = []
         for name in names:
@@ -120,7 +120,7 @@ class LorahubApp(Acting, App[None]):
         if not get_current_worker().is_cancelled:
             self.post_message(self.Resolved(tuple(found)))
 
-    @work(thread=True)
+    @work(thread=True, exit_on_error=False)
     def _watch_jobs(self) -> None:
         worker = get_current_worker()
         before: tuple[Job, ...] | None = None

@@ -24,6 +24,12 @@ COLUMNS = (
     Column("from", 8, importance=3),
 )
 
+EMPTY = (
+    "The catalog is empty.\n"
+    "L pulls a repository or a folder by its name; 6 finds adapters on the Hub.\n"
+    "In a shell: lorahub pull owner/name"
+)
+NONE_MATCH = "No adapter matches the filter. escape clears it."
 MOST_HITS = 1000
 """Of what a search finds, the best so many are shown."""
 

@@ -92,3 +92,8 @@ def facts(pairs: Iterable[tuple[str, str]]) -> Table:
         if value:
             table.add_row(key, shown(value))
     return table
+
+
+def ending(words: str, width: int) -> str:
+    """The end of the text in at most that many characters: of paths, what tells them apart."""
+    return words if len(words) <= width else f"…{words[1 - width :]}"

@@ -27,12 +27,6 @@ from tui.widgets.detail import Detail
 from tui.widgets.facets import Facets
 from tui.widgets.paged_table import PAGE, PagedTable, Row
 
-EMPTY = (
-    "The catalog is empty.\n"
-    "L pulls a repository or a folder by its name; 6 finds adapters on the Hub.\n"
-    "In a shell: lorahub pull owner/name"
-)
-NONE_MATCH = "No adapter matches the filter. escape clears it."
 OF_A_ROW = {"pick", "export", "push", "remove", "copy", "look", "verify"}
 
 
@@ -82,8 +76,6 @@ class BrowseScreen(BrowseReading):
         row = self.table.row
         return row.value.summary if row is not None else None
 
-    # Reading the catalog
-
     def load(self) -> None:
         """Read the first page anew."""
         state = app_of(self).state
@@ -95,14 +87,12 @@ class BrowseScreen(BrowseReading):
         state = app_of(self).state
         return self.filter.command(state.sort, descending=state.descending)
 
-    # What was read
-
     def on_browse_reading_listed(self, event: BrowseReading.Listed) -> None:
         """Show the first page and the counts."""
         if event.query != self.filter:
             return
         state = app_of(self).state
-        self.table.empty = NONE_MATCH if event.query.text else EMPTY
+        self.table.empty = listing.NONE_MATCH if event.query.text else listing.EMPTY
         names = [entry.summary.name for entry in event.rows]
         wanted = state.adapter if self._restoring or not self.row else self.row.name
         self._restoring = False
@@ -152,8 +142,6 @@ class BrowseScreen(BrowseReading):
         """Draw marks and reasons anew after the basket changed."""
         for index, row in self.table.loaded():
             self.table.update(index, self._rows([row.value])[0])
-
-    # Events
 
     def on_paged_table_wanted(self, event: PagedTable.Wanted) -> None:
         """Read the page."""

@@ -59,7 +59,7 @@ class BrowseReading(Room):
     class Removed(Message):
         """An adapter left the catalog."""
 
-    @work(thread=True, exclusive=True, group="list")
+    @work(thread=True, exclusive=True, group="list", exit_on_error=False)
     def read_list(self, query: Query, sort: str, *, descending: bool) -> None:
         """Read the first page and the counts."""
         catalog = app_of(self).workspace.catalog
@@ -72,7 +72,7 @@ class BrowseReading(Room):
         if not get_current_worker().is_cancelled:
             self.post_message(self.Listed(query, count, rows, facets))
 
-    @work(thread=True, group="page")
+    @work(thread=True, group="page", exit_on_error=False)
     def read_page(self, query: Query, first: int, generation: int) -> None:
         """Read a further page."""
         state = app_of(self).state
@@ -86,7 +86,7 @@ class BrowseReading(Room):
             return
         self.post_message(self.Paged(first, generation, rows))
 
-    @work(thread=True, exclusive=True, group="describe")
+    @work(thread=True, exclusive=True, group="describe", exit_on_error=False)
     def read_description(self, name: str) -> None:
         """Read all about one adapter."""
         try:
@@ -97,7 +97,7 @@ class BrowseReading(Room):
         if not get_current_worker().is_cancelled:
             self.post_message(self.Described(found))
 
-    @work(thread=True)
+    @work(thread=True, exit_on_error=False)
     def read_adapter(self, name: str) -> None:
         """Read the adapter that is to join the basket."""
         try:
@@ -105,7 +105,7 @@ class BrowseReading(Room):
         except LorahubError as error:
             self.post_message(Complaint(error))
 
-    @work(thread=True)
+    @work(thread=True, exit_on_error=False)
     def take_out(self, name: str) -> None:
         """Take an adapter out of the catalog."""
         try:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +14,7 @@ from tui import figures, text
 from tui.acting import app_of
 from tui.actions import bindings
 from tui.draft import Draft, Input, from_yaml
+from tui.editor import edited
 from tui.forms import value_of
 from tui.planning import Outlook
 from tui.screens.ask import AskDialog
@@ -275,22 +272,12 @@ class ComposeScreen(ComposeReading):
         self.read_suggestion(self._live())
 
     def do_editor(self) -> None:
-        """The recipe's text in $EDITOR, the application set aside meanwhile."""
-        editor = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "recipe.yaml"
-            file.write_text(self.draft.to_yaml(), encoding="utf-8")
-            try:
-                with self.app.suspend():
-                    subprocess.run([*editor, str(file)], check=True)  # noqa: S603 - the user's own
-                draft = from_yaml(file.read_text(encoding="utf-8"), self.draft)
-            except LorahubError as error:
-                app_of(self).complain(error)
-                return
-            except (OSError, subprocess.CalledProcessError) as error:
-                self.app.notify(f"{editor[0]}: {error}", severity="error", markup=False)
-                return
-        app_of(self).edit(draft)
+        """The recipe's text in $EDITOR."""
+        app = app_of(self)
+        try:
+            app.edit(from_yaml(edited(app, self.draft.to_yaml(), "recipe.yaml"), self.draft))
+        except LorahubError as error:
+            app.complain(error)
 
     def do_merge(self) -> None:
         """As a job; first a name, if it has none."""

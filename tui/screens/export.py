@@ -48,7 +48,7 @@ class ExportDialog(Dialog[bool]):
         self._weigh()
         self._show_command()
 
-    @work(thread=True)
+    @work(thread=True, exit_on_error=False)
     def _weigh(self) -> None:
         workspace = app_of(self).workspace
         try:

@@ -82,7 +82,7 @@ class HistoryScreen(Room):
         run = self.run
         return f"lorahub merge {run.target}/recipe.yaml" if run is not None else "lorahub merge"
 
-    @work(thread=True)
+    @work(thread=True, exit_on_error=False)
     def _read(self, first: int, generation: int) -> None:
         catalog = app_of(self).workspace.catalog
         try:

@@ -78,7 +78,7 @@ class InspectScreen(Room):
         self._say("reading the factors ...")
         self._read(self._names, self._words())
 
-    @work(exclusive=True)
+    @work(exclusive=True, exit_on_error=False)
     async def _read(self, names: tuple[str, ...], words: list[str]) -> None:
         try:
             self.post_message(self.Measured(names, await ask(app_of(self).home, words)))

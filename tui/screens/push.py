@@ -93,7 +93,7 @@ class PushDialog(Dialog[bool]):
         self._say("asking the Hub ...")
         self._dry_run([*self._words(), "--dry-run"])
 
-    @work(exclusive=True)
+    @work(exclusive=True, exit_on_error=False)
     async def _dry_run(self, words: list[str]) -> None:
         try:
             outcome = await ask(app_of(self).home, words)

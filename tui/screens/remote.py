@@ -99,7 +99,7 @@ class RemoteScreen(Room):
         self.table.focus()
         self._discover(self._words())
 
-    @work(exclusive=True)
+    @work(exclusive=True, exit_on_error=False)
     async def _discover(self, words: list[str]) -> None:
         try:
             self.post_message(self.Found(await ask(app_of(self).home, words)))
