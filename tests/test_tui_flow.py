@@ -32,7 +32,7 @@ def filled(home: Path) -> Path:
 @pytest.fixture
 def slow(home: Path) -> Path:
     """Two adapters whose merge by TIES takes seconds."""
-    modules = {f"layers.{i}.q": (1024, 1024, 8) for i in range(60)}
+    modules = {f"layers.{i}.q": (1024, 1024, 8) for i in range(30)}
     with Workspace.open(home) as workspace:
         for seed, name in enumerate(("one", "other")):
             folder = write_adapter(home.parent / name, modules, seed=seed)
@@ -156,6 +156,12 @@ def test_conflict_and_figures_come_from_a_child(filled: Path) -> None:
         assert "Sign conflict" in t.screen
         await t.press("tab", "end")
         assert "100.0%" in t.screen
+        await t.press("escape", "S")
+        assert t.app.draft.rest["scale"] != 1
+        assert f"--method {t.app.draft.method}" in t.app.command
+        assert t.app.draft.method in t.said
+        await t.press("u")
+        assert "--method svd" in t.app.command
         await t.press("5")
         assert "languages" in t.screen
 
@@ -186,7 +192,7 @@ def test_cancel_pause_and_queue(slow: Path) -> None:
         await t.press("j", "space")
         await t.until(lambda: t.app.running[1].state == "paused")
         assert "paused" in t.screen
-        assert "of 60 modules" in t.screen
+        assert "of 30 modules" in t.screen
         await t.press("k", "x")
         await t.until(lambda: len(t.app.running) == 1)
         await t.press("x")

@@ -98,6 +98,11 @@ def test_plain_lorahub_in_a_pipe_is_help(home: Path) -> None:
     )
     assert done.returncode == 2
     assert "tui" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "lorahub", "tui"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "needs a terminal" in done.stderr
 
 
 def test_web_page_needs_the_token(home: Path) -> None:

@@ -98,12 +98,16 @@ class BrowseScreen(BrowseReading):
         self._restoring = False
         cursor = names.index(wanted) if wanted in names else 0
         self.table.reset(event.count, self._rows(event.rows), cursor=cursor)
-        self.query_one(Facets).show(event.facets, event.query.text)
         title = f"{event.count:,} by {state.sort}{' (reversed)' if state.descending else ''}"
         self.table.border_title = title
         problem = event.query.problem
         self.table.border_subtitle = escape(problem) if problem else None
         self.query_one("#filter", Input).set_class(problem is not None, "-invalid")
+
+    def on_browse_reading_counted(self, event: BrowseReading.Counted) -> None:
+        """Show the facets."""
+        if event.query == self.filter:
+            self.query_one(Facets).show(event.facets, event.query.text)
 
     def on_browse_reading_paged(self, event: BrowseReading.Paged) -> None:
         """Put a page into the table."""

@@ -9,9 +9,10 @@ from textual import work
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.message import Message
-from textual.widgets import Button, Input, Static
+from textual.widgets import Button, Input, Select, Static
 
 from lorahub.errors import LorahubError
+from lorahub.publishing import FORMATS
 from tui import text
 from tui.acting import app_of
 from tui.messages import Complaint
@@ -37,6 +38,9 @@ class ExportDialog(Dialog[bool]):
         folder = Path.cwd() / self._adapter.rsplit("/", 1)[-1]
         yield Static("Folder, which must be new:")
         yield Input(str(folder), id="folder")
+        yield Select(
+            [(name, name) for name in FORMATS], value=FORMATS[0], allow_blank=False, id="format"
+        )
         yield Static("reading ...", id="files")
         yield Static(id="made", classes="command")
         with Horizontal(classes="buttons"):
@@ -70,7 +74,9 @@ class ExportDialog(Dialog[bool]):
         self.query_one("#files", Static).update(text.shown("\n".join(lines)))
 
     def _words(self) -> list[str]:
-        return ["export", self._adapter, self.query_one("#folder", Input).value.strip()]
+        words = ["export", self._adapter, self.query_one("#folder", Input).value.strip()]
+        chosen = str(self.query_one("#format", Select).value)
+        return words if chosen == FORMATS[0] else [*words, "--format", chosen]
 
     def _show_command(self) -> None:
         line = f"$ lorahub {shlex.join(self._words())}"
@@ -78,6 +84,10 @@ class ExportDialog(Dialog[bool]):
 
     def on_input_changed(self) -> None:
         """The command follows."""
+        self._show_command()
+
+    def on_select_changed(self) -> None:
+        """Likewise."""
         self._show_command()
 
     def on_input_submitted(self) -> None:
