@@ -1,15 +1,33 @@
 """The catalog: what adapters there are, and where each came from. No torch, no network."""
 
 from store.catalog import Catalog
-from store.values import AdapterFilter, AdapterSummary, Export, ParentLink, Push, Run, RunDraft
+from store.values import (
+    AdapterFilter,
+    AdapterSummary,
+    Alias,
+    BaseSummary,
+    Export,
+    HubAdapter,
+    Imported,
+    ParentLink,
+    Push,
+    Run,
+    RunDraft,
+    Stats,
+)
 
 __all__ = [
     "AdapterFilter",
     "AdapterSummary",
+    "Alias",
+    "BaseSummary",
     "Catalog",
     "Export",
+    "HubAdapter",
+    "Imported",
     "ParentLink",
     "Push",
     "Run",
     "RunDraft",
+    "Stats",
 ]

@@ -1,112 +1,90 @@
-"""Verbs on the catalog: pull, ls, search, show, rm, lineage."""
+"""Verbs on the catalog: ls, search, show."""
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lorahub.cli import sink
-from lorahub.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from lorahub.pulling import Pulled
-    from lorahub.workspace import Workspace
     from store import AdapterSummary
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="Catalog name, id, folder or Hub id.")]
 Refs = Annotated[list[str], typer.Argument(metavar="REF...", help="One or more adapters.")]
 
 
-def pull(
-    references: Annotated[
-        list[str], typer.Argument(metavar="REF...", help="owner/name[@revision], or a folder.")
-    ],
-    all_files: Annotated[
-        bool, typer.Option("--all-files", help="Fetch every file of the repository.")
-    ] = False,
-    name: Annotated[str | None, typer.Option("--name", help="Catalog name.")] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Convert .bin weights (plain tensors only).")
-    ] = False,
-    endpoint: sink.Endpoint = None,
-    token_env: sink.TokenEnv = None,
-    as_json: sink.Json = False,
-) -> None:
-    """Bring adapters from the Hub or from folders into the catalog."""
-    from lorahub.workspace import Workspace
-
-    with (
-        sink.errors("pull", as_json=as_json),
-        sink.progress() as listener,
-        Workspace.open() as workspace,
-    ):
-        pulled = workspace.pull(
-            references,
-            name=name,
-            all_files=all_files,
-            allow_pickle=allow_pickle,
-            endpoint=endpoint,
-            token_env=token_env,
-            listener=listener,
-        )
-        _report_pull(pulled, as_json=as_json)
-
-
-def _report_pull(pulled: tuple[Pulled, ...], *, as_json: bool) -> None:
-    failed = [p for p in pulled if p.error is not None]
-    if len(pulled) == 1 and failed and failed[0].error is not None:
-        raise failed[0].error
-    status = "ok" if not failed else "partial" if len(failed) < len(pulled) else "error"
-    if as_json:
-        rows = [
-            {
-                "reference": p.reference,
-                "state": p.state,
-                "name": p.adapter.name if p.adapter else None,
-                "revision": p.adapter.origin.revision if p.adapter else None,
-                "content_hash": p.adapter.info.content_hash if p.adapter else None,
-                "error": {"code": p.error.code, "message": p.error.message} if p.error else None,
-            }
-            for p in pulled
-        ]
-        sink.print_act("pull", rows, status=status)
-    for p in pulled:
-        if p.adapter is not None and not as_json:
-            info = p.adapter.info
-            sink.print_text(f"{p.adapter.name}\t{p.state}\t{len(info.modules)} modules")
-        if p.error is not None:
-            sink.note(f"error: {p.reference}: {p.error.message}")
-            if p.error.hint:
-                sink.note(f"hint: {p.error.hint}")
-    if failed:
-        raise typer.Exit(ExitCode.PARTIAL)
-
-
 def ls(
-    base: Annotated[str | None, typer.Option("--base", help="Part of the base model.")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Base model by any of its names, or a part of one.")
+    ] = None,
     rank: Annotated[
         str | None, typer.Option("--rank", help="Rank or range: 8, 8..16, ..16, 8..")
     ] = None,
+    alpha: Annotated[str | None, typer.Option("--alpha", help="Alpha or range.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option("--target", help="Has this module type (repeatable).")
+    ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", help="Has this tag (repeatable).")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="F32, F16, BF16 or mixed.")] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", help="Size range: 10MB..50MB, ..1GB, 512KiB..")
+    ] = None,
+    license: Annotated[  # noqa: A002 - the name of the option
+        str | None, typer.Option("--license", help="Licence its card states.")
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", help="PEFT task type.")] = None,
     method: Annotated[str | None, typer.Option("--method", help="Merged by this method.")] = None,
-    source: Annotated[str | None, typer.Option("--source", help="hub, folder or merge.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", help="hub, folder, merge or extract.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="Catalogued then or later: 2026-01-31 (UTC).")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", help="Catalogued then or before, that day included.")
+    ] = None,
+    used_in: Annotated[
+        str | None, typer.Option("--used-in", metavar="REF", help="Parents of this merged adapter.")
+    ] = None,
     sort: Annotated[str, typer.Option("--sort", help="name, created, rank, size, base.")] = "name",
     reverse: Annotated[bool, typer.Option("--reverse", help="Descending order.")] = False,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Rows to show.")] = 50,
     offset: Annotated[int, typer.Option("--offset", min=0, help="Rows to skip.")] = 0,
+    facets: Annotated[
+        bool, typer.Option("--facets", help="Count the values there are to filter by, instead.")
+    ] = False,
     as_json: sink.Json = False,
 ) -> None:
     """List the catalog."""
+    from lorahub.filters import parse_filter
     from lorahub.workspace import Workspace
-    from store import AdapterFilter
 
     with sink.errors("ls", as_json=as_json), Workspace.open() as workspace:
-        if source not in {None, "hub", "folder", "merge"}:
-            raise UsageError(f"--source '{source}' is not hub, folder or merge")
-        where = AdapterFilter(base=base, rank=parse_range(rank), method=method, source=source)
+        where = parse_filter(
+            base=base,
+            rank=rank,
+            alpha=alpha,
+            targets=target or (),
+            tags=tag or (),
+            dtype=dtype,
+            size=size,
+            license=license,
+            task=task,
+            source=source,
+            method=method,
+            since=since,
+            until=until,
+            used_in=workspace.get(used_in).name if used_in else None,
+        )
+        if facets:
+            _print_facets(workspace.facets(where), as_json=as_json)
+            return
         rows = workspace.adapters(where, sort=sort, descending=reverse, limit=limit, offset=offset)
-        total = workspace.catalog.count(where)
+        total = workspace.count(where)
         _print_rows(rows, as_json=as_json)
         if total > offset + len(rows):
             sink.note(f"{len(rows)} of {total}; more with --offset {offset + len(rows)}")
@@ -114,20 +92,14 @@ def ls(
             sink.note("nothing here: `lorahub pull REF` brings adapters in")
 
 
-def parse_range(text: str | None) -> tuple[int | None, int | None] | None:
-    """``8``, ``8..16``, ``..16`` or ``8..`` as bounds.
-
-    Raises:
-        UsageError: Anything else.
-    """
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+)|(\d*)\.\.(\d*)", text)
-    if match is None:
-        raise UsageError(f"--rank '{text}' is no range", hint="write 8, 8..16, ..16 or 8..")
-    if match[1]:
-        return int(match[1]), int(match[1])
-    return int(match[2]) if match[2] else None, int(match[3]) if match[3] else None
+def _print_facets(found: dict[str, dict[str, int]], *, as_json: bool) -> None:
+    if as_json:
+        sink.print_json(found)
+        return
+    sink.print_table(
+        ("facet", "value", "adapters"),
+        ((name, value, n) for name, counts in found.items() for value, n in counts.items()),
+    )
 
 
 def search(
@@ -135,14 +107,17 @@ def search(
     limit: Annotated[int, typer.Option("--limit", min=1, help="Rows to show.")] = 50,
     as_json: sink.Json = False,
 ) -> None:
-    """Search names, base models, tags, targets and cards."""
+    """Search names, base models, tags, targets and cards; mistyped words find the nearest."""
     from lorahub.workspace import Workspace
 
     with sink.errors("search", as_json=as_json), Workspace.open() as workspace:
-        rows = workspace.search(" ".join(words), limit=limit)
+        text = " ".join(words)
+        rows = workspace.search(text, limit=limit)
         _print_rows(rows, as_json=as_json)
         if not rows:
             sink.note("nothing found")
+        elif (meant := workspace.corrected(text)) != text:
+            sink.note(f"nothing has '{text}'; these have '{meant}'")
 
 
 def _print_rows(rows: list[AdapterSummary], *, as_json: bool) -> None:
@@ -154,7 +129,7 @@ def _print_rows(rows: list[AdapterSummary], *, as_json: bool) -> None:
         (
             (
                 r.name,
-                r.base_model,
+                r.base or r.base_model,
                 r.rank_max if r.rank_min == r.rank_max else f"{r.rank_min}..{r.rank_max}",
                 ",".join(r.targets),
                 r.dtype,
@@ -170,13 +145,14 @@ def _print_rows(rows: list[AdapterSummary], *, as_json: bool) -> None:
 
 def show(reference: Ref, as_json: sink.Json = False) -> None:
     """Show one adapter: what it is, where it came from, its modules and lineage."""
+    from lorahub.lineage import drawn
     from lorahub.workspace import Workspace
 
     with sink.errors("show", as_json=as_json), Workspace.open() as workspace:
         adapter = workspace.get(reference)
         parents = workspace.parents(adapter)
         children = workspace.catalog.children(adapter.id)
-        info, origin = adapter.info, adapter.origin
+        info, origin, base = adapter.info, adapter.origin, adapter.base
         if as_json:
             body = sink.plain(adapter)
             body["content_hash"] = info.content_hash
@@ -193,6 +169,8 @@ def show(reference: Ref, as_json: sink.Json = False) -> None:
             ("format", info.format),
             ("type", info.peft_type),
             ("base model", info.base_model),
+            ("canonical base", base and base.name),
+            ("confidence", f"{base.confidence.value}: {base.reason}" if base else None),
             ("task", info.task_type),
             ("ranks", ", ".join(map(str, info.ranks))),
             ("targets", ", ".join(info.targets)),
@@ -210,48 +188,6 @@ def show(reference: Ref, as_json: sink.Json = False) -> None:
         facts += [("not mergeable", r.message) for r in info.refusals]
         facts += [("warning", w) for w in info.warnings]
         sink.print_table(("field", "value"), [f for f in facts if f[1]])
-        _print_lineage(workspace, adapter.id)
-
-
-def _print_lineage(workspace: Workspace, adapter_id: int, depth: int = 0) -> None:
-    for parent in workspace.catalog.parents(adapter_id):
-        where = f"  {parent.repo_id}@{parent.revision}" if parent.repo_id else ""
-        gone = "  (no longer in the catalog)" if parent.parent_id is None else ""
-        sink.print_text(
-            f"{'  ' * depth}- {parent.reference}  weight {parent.weight:g}  "
-            f"{parent.content_hash[:12]}{where}{gone}"
-        )
-        if parent.parent_id is not None:
-            _print_lineage(workspace, parent.parent_id, depth + 1)
-
-
-def lineage(reference: Ref, as_json: sink.Json = False) -> None:
-    """Show the tree of adapters a merged one came from."""
-    from lorahub.workspace import Workspace
-
-    with sink.errors("lineage", as_json=as_json), Workspace.open() as workspace:
-        adapter = workspace.get(reference)
-        if as_json:
-            sink.print_json(workspace.parents(adapter))
-            return
-        sink.print_text(f"{adapter.name}  {adapter.method or adapter.origin.source.value}")
-        _print_lineage(workspace, adapter.id, 1)
-
-
-def rm(
-    references: Refs,
-    files: Annotated[
-        bool, typer.Option("--files", help="Also delete merged folders in the data folder.")
-    ] = False,
-    as_json: sink.Json = False,
-) -> None:
-    """Remove adapters from the catalog; files of the Hub's cache and of yours stay."""
-    from lorahub.workspace import Workspace
-
-    with sink.errors("rm", as_json=as_json), Workspace.open() as workspace:
-        removed = workspace.remove(references, files=files)
-        if as_json:
-            sink.print_act("rm", [a.name for a in removed])
-        else:
-            for adapter in removed:
-                sink.print_text(f"{adapter.name}\tremoved")
+        if parents:
+            for line in drawn(workspace.lineage(reference)):
+                sink.print_text(line)
