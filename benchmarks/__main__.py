@@ -6,10 +6,20 @@ from benchmarks import (
     lego_module,
     model_7b,
     packs,
+    similar,
     startup,
     svd_module,
 )
 
-for part in (startup, svd_module, elementwise_module, lego_module, model_7b, in_turn, packs):
+for part in (
+    startup,
+    svd_module,
+    elementwise_module,
+    lego_module,
+    model_7b,
+    in_turn,
+    packs,
+    similar,
+):
     print(f"== {part.__name__}")
     part.main()

@@ -79,10 +79,14 @@ class HasVector(Protocol):
 
 def vectors(rows: Sequence[HasVector]) -> Vectors:
     """(n, length) float32 from stored sketches."""
-    if not rows:
+    return unpacked(b"".join(row.vector for row in rows), len(rows))
+
+
+def unpacked(body: bytes, count: int) -> Vectors:
+    """(count, length) float32 from stored sketches end to end."""
+    if count == 0:
         return np.zeros((0, 1), np.float32)
-    body = np.frombuffer(b"".join(row.vector for row in rows), np.int8)
-    return body.reshape(len(rows), -1).astype(np.float32)
+    return np.frombuffer(body, np.int8).reshape(count, -1).astype(np.float32)
 
 
 def nearest(found: Vectors, to: Vectors, limit: int) -> list[tuple[int, float]]:

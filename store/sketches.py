@@ -68,7 +68,7 @@ class Sketches(Database):
     def add_sketch(self, adapter_id: int, **columns: Any) -> None:  # noqa: ANN401 - as the table
         """Keep an adapter's sketch in place of an older one; one that left meanwhile keeps none.
 
-        ``columns`` are those of the table: the fields of `lorahub.engine.sketch.Sketch`.
+        ``columns`` are the table's: a version and the fields of `lorahub.engine.sketch.Sketch`.
         """
         try:
             with self._write() as connection:
@@ -96,12 +96,26 @@ class Sketches(Database):
             )
             .join(sketch_table, sketch_table.c.adapter_id == adapter_table.c.id)
             .where(sketch_table.c.version == version, *conditions(where))
-            .order_by(adapter_table.c.id)
+            .order_by(sketch_table.c.adapter_id)
         )
         if ids is not None:
             query = query.where(adapter_table.c.id.in_(ids))
         with self._read() as connection:
-            return [Sketched(*row) for row in connection.execute(query)]
+            return [Sketched(*row) for row in connection.execute(query).all()]
+
+    def sketch_vectors(self, kind: Kind, version: int) -> tuple[list[int], bytes]:
+        """Ids of all adapters that have a sketch, ascending, and their vectors end to end.
+
+        What one adapter is compared with: names and all else are asked for the nearest only.
+        """
+        query = (
+            select(sketch_table.c.adapter_id, sketch_table.c[kind])
+            .where(sketch_table.c.version == version)
+            .order_by(sketch_table.c.adapter_id)
+        )
+        with self._read() as connection:
+            rows = connection.execute(query).all()
+        return [row[0] for row in rows], b"".join(row[1] for row in rows)
 
     def sketch_keys(self, version: int) -> list[SketchKeys]:
         """What tells possible duplicates, oldest adapter first."""
@@ -117,7 +131,7 @@ class Sketches(Database):
             )
             .join(sketch_table, sketch_table.c.adapter_id == adapter_table.c.id)
             .where(sketch_table.c.version == version)
-            .order_by(adapter_table.c.id)
+            .order_by(sketch_table.c.adapter_id)
         )
         with self._read() as connection:
             return [SketchKeys(*row) for row in connection.execute(query)]

@@ -17,9 +17,8 @@ from safetensors.torch import load_file, save_file
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from lorahub import similarity
+from lorahub import similarity, sketching
 from lorahub.adapter import Module, ModuleKind
-from lorahub.engine import sketch as sketches
 from lorahub.engine.sketch import DELTA, SUBSPACE, Projection, project
 from lorahub.errors import (
     IntegrityError,
@@ -81,7 +80,7 @@ def test_inner_products_are_those_of_the_dense_matrices_on_average() -> None:
     spaces = [(torch.linalg.qr(B)[0], torch.linalg.qr(A.mT)[0]) for B, A in ((B1, A1), (B2, A2))]
     overlap = sum(float((p.mT @ q).square().sum()) for p, q in zip(*spaces))
     deltas, projectors = [], []
-    for i in range(400):  # every name has hash functions of its own
+    for i in range(200):  # every name has hash functions of its own
         one = project([module(f"m{i}", B1, A1, 0.5)])
         other = project([module(f"m{i}", B2, A2, 2)])
         deltas.append(float(one.delta @ other.delta))
@@ -93,7 +92,7 @@ def test_inner_products_are_those_of_the_dense_matrices_on_average() -> None:
     ):
         error = np.std(found) / len(found) ** 0.5
         assert abs(np.mean(found) - exact) < 4 * error
-        assert error < 0.01 * size
+        assert error < 0.015 * size
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.3, 0.8, 1.0])
@@ -156,7 +155,7 @@ def test_the_hashes_stay_the_same() -> None:
     assert found.delta[[222, 471, 343]].round().tolist() == [-21, 21, -26]
     assert found.subspace[[447, 168]].tolist() == pytest.approx([-11 / 21, -11 / 21])
     assert int(found.spectrum.abs().argmax()) == 73
-    assert sketches.VERSION == 1, "with other vectors comes another version"
+    assert sketching.VERSION == 1, "with other vectors comes another version"
 
 
 # --- the catalog's sketches ---
@@ -222,6 +221,26 @@ def test_a_merge_lies_near_its_sources(workspace: Workspace) -> None:
     assert [n.name for n in workspace.similar("both")][-1] == "manuals"
 
 
+REAL = ("day21-track3-finetuning-llms__r8", "domain-skeleton-gpt2__", "smart-review-ai__lora-")
+
+
+def test_real_adapters_against_their_exact_cosines(
+    workspace: Workspace, shared_adapters: Path
+) -> None:
+    folders = [f for f in sorted(shared_adapters.iterdir()) if f.name.startswith(REAL)]
+    pull(workspace, *folders)
+    families = [{m.name for m in f.members} for f in workspace.cluster()]
+    assert families[0] == {REAL[0], f"{REAL[0]}-checkpoint-23", f"{REAL[0]}-checkpoint-46"}
+    assert {f"{REAL[2]}adapter", f"{REAL[2]}adapter-checkpoint-2500"} in families
+    assert workspace.duplicates() == ()
+    for family in families:
+        (first, *others) = sorted(family)
+        found = {n.name: n.delta for n in workspace.similar(first)}
+        for pair in workspace.compare([first, *others]).pairs:
+            if pair.one == first:
+                assert found[pair.other] == pytest.approx(pair.cosine, abs=3 / DELTA**0.5)
+
+
 def test_sketches_are_made_once(workspace: Workspace, tmp_path: Path) -> None:
     folders = [write_adapter(tmp_path / f"a{i}", SHAPES, seed=i) for i in range(3)]
     pull(workspace, *folders)
@@ -278,7 +297,7 @@ def test_an_interruption_keeps_what_is_done(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pull(workspace, *(write_adapter(tmp_path / f"a{i}", SHAPES, seed=i) for i in range(3)))
-    monkeypatch.setattr("lorahub.sketching.PART", 1)
+    monkeypatch.setattr("lorahub.sketching.MOST_WORKERS", 1)
 
     def stop(event: Event) -> None:
         if isinstance(event, Advanced) and event.done == 2:
@@ -286,7 +305,7 @@ def test_an_interruption_keeps_what_is_done(
 
     with pytest.raises(KeyboardInterrupt):
         workspace.similar("a0", listener=stop)
-    assert workspace.catalog.unsketched(sketches.VERSION) == ["a2"]
+    assert workspace.catalog.unsketched(sketching.VERSION) == ["a2"]
     assert len(workspace.similar("a0")) == 2
 
 
@@ -295,7 +314,7 @@ def test_a_new_version_makes_all_sketches_again(
 ) -> None:
     pull(workspace, *(write_adapter(tmp_path / f"a{i}", SHAPES, seed=i) for i in range(2)))
     workspace.similar("a0")
-    monkeypatch.setattr(sketches, "VERSION", 2)
+    monkeypatch.setattr(sketching, "VERSION", 2)
     assert workspace.catalog.sketches("delta", 2) == []
     assert len(workspace.similar("a0")) == 1
     assert workspace.catalog.sketches("delta", 1) == []

@@ -66,7 +66,7 @@ def similar(
     sink.print_table(
         ("name", "base", "delta", "subspace", "spectrum"),
         (
-            (n.name, n.base_model, f"{n.delta:+.2f}", f"{n.subspace:.2f}", f"{n.spectrum:.2f}")
+            (n.name, n.base_model, f"{n.delta:+.3f}", f"{n.subspace:.3f}", f"{n.spectrum:.3f}")
             for n in found
         ),
     )
@@ -126,7 +126,7 @@ def cluster(
         return
     sink.print_table(
         ("family", "name", "base", "cosine"),
-        ((f.center, m.name, m.base_model, f"{m.cosine:+.2f}") for f in found for m in f.members),
+        ((f.center, m.name, m.base_model, f"{m.cosine:+.3f}") for f in found for m in f.members),
     )
     if not found:
         sink.note(f"no two adapters have a cosine of {cosine:g}; see --cosine")

@@ -24,9 +24,6 @@ from lorahub.formats.safetensors import TensorFile
 from lorahub.kernels.lowrank import whitened
 from lorahub.kernels.stack import gram
 
-VERSION = 1
-"""Changes whenever the same factors would give other vectors."""
-
 DELTA, SUBSPACE, SPECTRUM = 1024, 512, 128
 """Lengths, powers of two. The standard error of a cosine of deltas is about 1/sqrt(1024)."""
 
@@ -36,7 +33,6 @@ class Sketch:
     """An adapter in a few kilobytes.
 
     Attributes:
-        version: `VERSION` of the code that made it.
         norm: Frobenius norm of all deltas together, exact.
         structure: sha256 over names, shapes, ranks and scalings of the modules.
         factors: sha256 over these, the dtypes and the hashes of all factors.
@@ -46,7 +42,6 @@ class Sketch:
         spectrum: The same of the singular values of the deltas, in descending order.
     """
 
-    version: int
     norm: float
     structure: bytes
     factors: bytes
@@ -77,7 +72,6 @@ def sketch(adapter: Adapter) -> Sketch:
     with closing(TensorFile(adapter.weights_path)) as file:
         found = project(_read(file, module) for module in adapter.info.modules)
     return Sketch(
-        VERSION,
         found.norm,
         structure_hash(adapter.info.modules),
         factors_hash(adapter.info.modules),
