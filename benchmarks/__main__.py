@@ -2,6 +2,7 @@
 
 from benchmarks import (
     elementwise_module,
+    extract_module,
     in_turn,
     lego_module,
     model_7b,
@@ -15,6 +16,7 @@ for part in (
     startup,
     svd_module,
     elementwise_module,
+    extract_module,
     lego_module,
     model_7b,
     in_turn,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lorahub import formats
+from lorahub import extraction, formats
 from lorahub.adapter import Adapter
 from lorahub.errors import (
     LicenseError,
@@ -21,6 +21,9 @@ from lorahub.licenses import combine, forbidding
 from lorahub.output import new_folder
 from lorahub.record import FILE_NAME, PACK_NAME, RECIPE_NAME, Record
 
+FORMATS = ("peft", "equal-ranks")
+"""What an export can be: the files as they are, or with one rank and scaling 1 throughout."""
+
 _CARD = "README.md"
 
 
@@ -31,6 +34,7 @@ def publishable(adapter: Adapter) -> tuple[Path, ...]:
         formats.peft.CONFIG_NAME,
         _CARD,
         FILE_NAME,
+        extraction.FILE_NAME,
         RECIPE_NAME,
         PACK_NAME,
     )
@@ -104,14 +108,22 @@ def check_license(adapter: Adapter) -> None:
 
 
 def export(adapter: Adapter, target: Path, locks: Path, *, format_name: str) -> None:
-    """Copy an adapter into a new folder; see `lorahub.workspace.Workspace.export`."""
-    if format_name != "peft":
-        raise UsageError(f"there is no export format '{format_name}'", hint="known: peft")
+    """Write an adapter into a new folder; see `lorahub.workspace.Workspace.export`."""
+    if format_name not in FORMATS:
+        raise UsageError(
+            f"there is no export format '{format_name}'", hint=f"known: {', '.join(FORMATS)}"
+        )
     if adapter.info.format != "peft":
         raise UnsupportedAdapterError(
             f"'{adapter.name}' is {adapter.info.format}, not PEFT",
             hint="only PEFT LoRA adapters can be exported",
         )
+    if format_name == "equal-ranks":
+        from lorahub.formats.equal_ranks import write_equal_ranks
+
+        with new_folder(target, locks) as partial:
+            write_equal_ranks(adapter.info, adapter.weights_path, partial)
+        return
     files = publishable(adapter)
     # The same export again is done already: its process may have been stopped right after it.
     if not _holds_just(target, files):

@@ -226,14 +226,25 @@ def test_the_page_names_the_repository_and_a_rank_that_vllm_takes() -> None:
     assert "vllm serve" not in text
 
 
-def test_llama_cpp_is_named_only_where_it_scales_right() -> None:
+def test_programs_that_know_no_patterns_get_equal_ranks() -> None:
     even = loading(info("a", "b"), base="org/base", repo="me/skills", name="skills")
     converted = code("\n" + even, "llama.cpp").splitlines()
     assert converted[0] == "hf download me/skills --local-dir skills"
     assert "--base-model-id org/base --outfile skills.gguf" in converted[1]
-    uneven = loading(info("a", ranks=(4, 16)), base="org/base", repo="me/skills", name="skills")
-    assert "convert_lora_to_gguf" not in uneven
-    assert "from 4 to 16" in uneven
+    export = "lorahub export me/skills skills --format equal-ranks"
+    uneven = info("a", ranks=(4, 16))  # scaling 1 throughout, as merges are written
+    text = "\n" + loading(uneven, base="org/base", repo="me/skills", name="skills")
+    assert code(text, "llama.cpp").splitlines()[1] == export
+    assert "export" not in code(text, "vLLM")
+    one, other = info("a", "b").modules
+    patterns = replace(info(), modules=(one, replace(other, alpha=32, scaling=2.0)))
+    text = "\n" + loading(patterns, base="org/base", repo="me/skills", name="skills")
+    assert export in code(text, "llama.cpp")
+    assert code(text, "vLLM").split()[-1] == "skills=./skills"
+    rslora = replace(info(), modules=(replace(one, scaling=4.0),))
+    text = "\n" + loading(rslora, base="org/base", repo="me/skills", name="skills")
+    assert export in code(text, "llama.cpp")
+    assert "export" not in code(text, "vLLM")
 
 
 @pytest.mark.parametrize(

@@ -344,6 +344,11 @@ def test_wrong_remotes_are_named(home: Path, text: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_remotes_are_shown(lab: LoopbackHub, home: Path) -> None:
+    shown = json.loads(run("config", "show", "--json").stdout)
+    assert shown["remotes.lab"] == shown["remotes.open"] == lab.endpoint
+
+
 def test_unknown_remotes_are_named(lab: LoopbackHub, home: Path) -> None:
     for words in (["x/y", "--remote", "lob"], ["lob://x/y"]):
         done = run("pull", *words)

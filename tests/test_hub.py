@@ -701,6 +701,27 @@ def test_push_with_a_token_that_may_only_read(
     assert not existing or hub.files("ann/x") == adapter(1)
 
 
+def test_push_to_a_renamed_repository(hub: LoopbackHub, remote: Hub, files: list[Path]) -> None:
+    hub.add_repo("ann/y", adapter(1))
+    hub.moved["ann/x"] = "ann/y"
+    error = fails(ConflictError, lambda: remote.push(files, "ann/x"), "ann/x is now ann/y")
+    assert "that name" in (error.hint or "")
+    assert hub.files("ann/y") == adapter(1)
+    assert writes(hub) == []
+
+
+@pytest.mark.parametrize("token", [None, False])
+def test_no_token_is_sent_where_none_is_meant(
+    hub: LoopbackHub, files: list[Path], monkeypatch: pytest.MonkeyPatch, token: bool | None
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_ann")
+    hub.add_repo("ann/x", adapter(1))
+    assert pull(Hub(hub.endpoint, token)) == adapter(1)
+    assert any(e.had_token for e in hub.log) == (token is None)
+    if token is False:
+        fails(AuthError, lambda: Hub(hub.endpoint, token).push(files, "ann/x"))
+
+
 def test_push_with_a_wrong_token(hub: LoopbackHub, files: list[Path]) -> None:
     fails(AuthError, lambda: Hub(hub.endpoint, SECRET).push(files, "ann/x"), "ann/x")
     assert writes(hub) == []

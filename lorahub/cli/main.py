@@ -8,10 +8,12 @@ import os
 import typer
 
 from lorahub.cli import (
+    bases,
     catalog,
     comparing,
     compressing,
     discovering,
+    extracting,
     keeping,
     knowing,
     merging,
@@ -19,6 +21,8 @@ from lorahub.cli import (
     packing,
     publishing,
     pulling,
+    reproducing,
+    resizing,
     terminal,
     upkeep,
 )
@@ -50,17 +54,24 @@ for verb in (
     comparing.suggest,
     merging.merge,
     merging.verify,
+    resizing.resize,
+    resizing.prune,
     compressing.compress,
+    extracting.extract,
     packing.pack,
     packing.unpack,
     publishing.export,
     publishing.push,
+    reproducing.repro,
     terminal.tui,
     upkeep.version,
 ):
     app.command()(verb)
 app.callback(invoke_without_command=True)(terminal.plain)
 app.command("map")(knowing.map_adapters)
+app.command("export-catalog")(upkeep.export_catalog)
+app.command("import-catalog")(upkeep.import_catalog)
+app.add_typer(bases.base_app, name="base")
 app.add_typer(methods.methods_app, name="methods")
 app.add_typer(upkeep.config_app, name="config")
 app.add_typer(upkeep.db_app, name="db")

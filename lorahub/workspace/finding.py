@@ -35,8 +35,16 @@ class Finding(Base):
         )
 
     def search(self, words: str, *, limit: int = 50) -> list[AdapterSummary]:
-        """Full-text search, best first."""
+        """Full-text search, best first; without hits, for the `corrected` words."""
         return self.catalog.search(words, limit=limit)
+
+    def corrected(self, words: str) -> str:
+        """The words, with each that nothing has replaced by the nearest that something has."""
+        return self.catalog.corrected(words)
+
+    def count(self, where: AdapterFilter | None = None) -> int:
+        """How many adapters match."""
+        return self.catalog.count(where)
 
     def parents(self, adapter: Adapter) -> tuple[ParentLink, ...]:
         """What a merged adapter came from, in recipe order."""
