@@ -48,7 +48,9 @@ def size(folder: Path) -> int:
 
 
 def pull(workspace: Workspace, *references: object) -> None:
-    for pulled in workspace.pull([str(r) for r in references]):
+    """One after the other, so that the first is the oldest."""
+    for reference in references:
+        (pulled,) = workspace.pull([str(reference)])
         assert pulled.error is None, pulled.error
 
 

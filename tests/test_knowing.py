@@ -43,7 +43,9 @@ def workspace(home: Path) -> Iterator[Workspace]:
 
 
 def pull(workspace: Workspace, *folders: Path) -> None:
-    for pulled in workspace.pull([str(f) for f in folders]):
+    """One after the other, so that the first is the oldest."""
+    for folder in folders:
+        (pulled,) = workspace.pull([str(folder)])
         assert pulled.error is None, pulled.error
 
 
