@@ -11,12 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from lorahub.kernels.krylov import Krylov, orthonormal
+from lorahub.kernels.krylov import EXCESS, Krylov, converged, orthonormal
 from lorahub.kernels.lowrank import best_approximation
 from lorahub.kernels.stack import Factors, Stack
 
@@ -35,9 +34,7 @@ _OVERSAMPLING = 24
 _RANDOM = 8
 _MOST_PASSES = 16
 
-# Largest excess of the residual over the least possible one, relative to it, that the next passes
-# may still be predicted to take away; and the share of all energy that is rounding.
-_EXCESS = 1e-6
+# Share of all energy that is rounding.
 _ROUNDING = 1e-9
 
 # Units of rounding by which a float32 product of two factors may be off.
@@ -195,7 +192,7 @@ def _truncated(
         image, back, energy = _pass(merged, space.block.to(dtype))
         space.add(image)
         captured.append(space.captured(k))
-        if _converged(captured, energy) or len(captured) == _MOST_PASSES:
+        if converged(captured, energy, _ROUNDING) or len(captured) == _MOST_PASSES:
             break
         space.extend(back)
     sigma = space.sigma(k)
@@ -235,18 +232,6 @@ def _pass(merged: Merged, V: Tensor) -> tuple[Tensor, Tensor, float]:
         # Row by row, so that float32 sums stay short.
         energy += torch.linalg.vector_norm(block, dim=1).double().square().sum()
     return image.mT, back, float(energy)
-
-
-def _converged(captured: list[float], energy: float) -> bool:
-    """Whether what further passes would capture is below the tolerance."""
-    gains = [b - a for a, b in pairwise(captured)]
-    left = max(0.0, energy - captured[-1])
-    if left <= _ROUNDING * energy or not gains:
-        return left <= _ROUNDING * energy
-    # Gains shrink at least geometrically, as a rule ever faster.
-    ratio = gains[-1] / gains[-2] if len(gains) > 1 and gains[-2] > 0 else 0.5
-    predicted = gains[-1] * ratio / (1 - min(ratio, 0.95))
-    return predicted <= max(2 * _EXCESS * left, _ROUNDING * energy)
 
 
 def excess_residual(merged: Merged, scale: float, B: Tensor, A: Tensor) -> float:
@@ -293,7 +278,7 @@ def excess_residual(merged: Merged, scale: float, B: Tensor, A: Tensor) -> float
     values, vectors = torch.linalg.eigh(image.mT @ image)
     least = max(0.0, energy - float(values[-k:].sum()))
     excess = math.sqrt(distance) - math.sqrt(least)
-    if excess > _EXCESS * math.sqrt(energy):
+    if excess > EXCESS * math.sqrt(energy):
         W = vectors[:, -k:]
         apart = torch.cat([B, -image @ W], 1), torch.cat([A, W.mT @ Q])
         allowed = 2 * abs(scale) * _undecided(merged, *apart)

@@ -8,7 +8,8 @@ faster than those with tall blocks of columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -19,6 +20,11 @@ Inner = Callable[[Tensor, Tensor], Tensor]
 # length, are its rounding.
 _DEPENDENT = 1e-10
 _ROUNDING = 1e-13
+
+
+EXCESS = 1e-6
+"""Largest excess of a residual over the least possible one, relative to it, that `converged`
+leaves to further blocks."""
 
 
 def euclidean(X: Tensor, Y: Tensor) -> Tensor:
@@ -62,6 +68,11 @@ class Krylov:
         self._rest = back - self._inner(back, self._basis) @ self._basis
         sizes = _norms(back, self._inner)
         self.block = orthonormal(self._rest, self._basis, self._inner, sizes=sizes)
+
+    @property
+    def size(self) -> int:
+        """Dimensions of the basis."""
+        return len(self._basis)
 
     def captured(self, k: int) -> float:
         """The sum of the ``k`` largest squared singular values within the basis."""
@@ -111,6 +122,24 @@ def orthonormal(
         X = (vectors[:, kept] / values[kept].sqrt()).mT @ X
         sizes = torch.ones(len(X), dtype=X.dtype, device=X.device)
     return X
+
+
+def converged(captured: Sequence[float], energy: float, rounding: float) -> bool:
+    """Whether what further blocks would capture is below the tolerance.
+
+    Args:
+        captured: What each block so far brought the sum of the wanted squared singular values to.
+        energy: The squared Frobenius norm of M.
+        rounding: Share of ``energy`` that is rounding.
+    """
+    gains = [b - a for a, b in pairwise(captured)]
+    left = max(0.0, energy - captured[-1])
+    if left <= rounding * energy or not gains:
+        return left <= rounding * energy
+    # Gains shrink at least geometrically, as a rule ever faster.
+    ratio = gains[-1] / gains[-2] if len(gains) > 1 and gains[-2] > 0 else 0.5
+    predicted = gains[-1] * ratio / (1 - min(ratio, 0.95))
+    return predicted <= max(2 * EXCESS * left, rounding * energy)
 
 
 def _norms(X: Tensor, inner: Inner) -> Tensor:

@@ -1,19 +1,18 @@
-"""The best low-rank approximation of a matrix that is only multiplied, by a block Krylov method.
+"""The best low-rank approximation of one dense matrix.
 
-Musco & Musco, NeurIPS 2015, arXiv 1504.05477. Where a spectrum decays slowly, plain power
-iterations would need many more passes over the matrix, and a dense SVD costs its full cube.
+By Krylov spaces where the rank is small beside the matrix: where a spectrum decays slowly, plain
+power iterations would need many more passes over it, and a dense SVD costs its full cube.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from lorahub.kernels.dense import balanced_factors, singular_values
+from lorahub.kernels.krylov import Krylov, converged, orthonormal
 
 _OVERSAMPLING = 8
 
@@ -26,16 +25,11 @@ _SMALL = 512
 # A basis wider than this share of the smaller side costs more than the dense way.
 _WIDEST = 0.375
 
-# Largest excess of the residual over the least possible one, relative to it, that further passes
-# may still be predicted to take away; and the share of all energy that is rounding.
-_EXCESS = 1e-6
+# Share of all energy that is rounding.
 _ROUNDING = 1e-12
 
 # Squared singular values this much below the first are the rounding of a float64 Gram matrix.
 _ZERO = 1e-15
-
-# Directions this much below the first ones are the rounding of a float64 projection.
-_DEPENDENT = 1e-10
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,31 +96,26 @@ def _leading(
     """By Krylov spaces; None where they would be too wide or do not converge."""
     generator = torch.Generator().manual_seed(seed)
     width = _OVERSAMPLING + (most if energy is None else min(most, _STEP))
-    probes = torch.randn(M.shape[0], width, generator=generator, dtype=torch.float64)
-    basis = M.new_empty(M.shape[1], 0, dtype=torch.float64)
-    images = M.new_empty(M.shape[0], 0, dtype=torch.float64)
-    gram = basis[:0]
-    V = _orthonormal((M.mT @ probes.to(M.dtype)).double(), basis)
+    probes = torch.randn(width, M.shape[0], generator=generator, dtype=torch.float64)
+    space = Krylov(orthonormal((probes.to(M.dtype) @ M).double()))
     spectra: list[Tensor] = []
-    while V.shape[1]:
-        image = M @ V.to(M.dtype)
-        back = M.mT @ image
-        image = image.double()
-        cross = images.mT @ image
-        gram = torch.cat([torch.cat([gram, cross], 1), torch.cat([cross.mT, image.mT @ image], 1)])
-        basis, images = torch.cat([basis, V], 1), torch.cat([images, image], 1)
-        spectra.append(torch.linalg.eigvalsh(gram).flip(0).clamp_min(0))
+    k = 0
+    while len(space.block):
+        image = space.block.to(M.dtype) @ M.mT
+        space.add(image)
+        spectra.append(space.sigma(space.size).square())
         k = min(_rank_for(spectra[-1], energy, total) or most, most)
-        if k < len(gram) and _converged(spectra, k, total):
+        captured = [float(values[:k].sum()) for values in spectra]
+        if k < space.size and converged(captured, total, _ROUNDING):
             break
-        if basis.shape[1] + width > _WIDEST * min(M.shape):
+        if space.size + width > _WIDEST * min(M.shape):
             return None
-        V = _orthonormal(back.double(), basis)
-    values, vectors = torch.linalg.eigh(gram)
-    values = values.flip(0).clamp_min(0)
-    k = min(k, int((values > _ZERO * values[0]).sum()))
-    W, root = vectors.flip(1)[:, :k], values[:k].pow(0.25)
-    return Truncation(images @ (W / root), (basis @ (W * root)).mT, total, float(values[:k].sum()))
+        space.extend(image @ M)
+    sigma = space.sigma(k)
+    k = int((sigma.square() > _ZERO * sigma[0].square()).sum())
+    U, V = space.vectors(k)
+    root = sigma[:k].sqrt()[:, None]
+    return Truncation((U / root).mT, V * root, total, float(sigma[:k].square().sum()))
 
 
 def _rank_for(squares: Tensor, energy: float | None, total: float) -> int | None:
@@ -136,26 +125,3 @@ def _rank_for(squares: Tensor, energy: float | None, total: float) -> int | None
     # The slack keeps energy = 1 from asking for ranks that only hold rounding.
     enough = squares.cumsum(0) >= energy * total * (1 - 1e-12)
     return int(enough.to(torch.uint8).argmax()) + 1 if bool(enough.any()) else None
-
-
-def _orthonormal(X: Tensor, basis: Tensor) -> Tensor:
-    """An orthonormal basis of what of X's columns (float64) is new to an orthonormal one."""
-    X = X / torch.where((norms := X.norm(dim=0)) > 0, norms, 1.0)
-    Q, R = torch.linalg.qr(X - basis @ (basis.mT @ X))
-    new = Q[:, R.diagonal().abs() > _DEPENDENT]
-    # What was almost inside the basis is not quite orthogonal to it before this.
-    clean: Tensor = torch.linalg.qr(new - basis @ (basis.mT @ new)).Q
-    return clean
-
-
-def _converged(spectra: Sequence[Tensor], k: int, energy: float) -> bool:
-    """Whether what further passes would capture at rank k is below the tolerance."""
-    captured = [float(values[:k].sum()) for values in spectra]
-    gains = [b - a for a, b in pairwise(captured)]
-    left = max(0.0, energy - captured[-1])
-    if left <= _ROUNDING * energy or not gains:
-        return left <= _ROUNDING * energy
-    # Gains shrink at least geometrically, as a rule ever faster.
-    ratio = gains[-1] / gains[-2] if len(gains) > 1 and gains[-2] > 0 else 0.5
-    predicted = gains[-1] * ratio / (1 - min(ratio, 0.95))
-    return predicted <= max(2 * _EXCESS * left, _ROUNDING * energy)
