@@ -26,9 +26,18 @@ KINDS: tuple[Kind, ...] = ("delta", "subspace", "spectrum")
 MOST_WORKERS = 8
 
 
-def complete(catalog: Catalog, where: AdapterFilter | None, listener: Listener) -> None:
-    """Sketch every adapter that has factors but no sketch; what cannot be is warned of."""
-    names = catalog.unsketched(VERSION, where)
+def complete(
+    catalog: Catalog,
+    listener: Listener,
+    where: AdapterFilter | None = None,
+    *,
+    base: str | None = None,
+) -> None:
+    """Sketch every adapter that has factors but no sketch; what cannot be is warned of.
+
+    With ``base``, those that can be for that canonical base model only.
+    """
+    names = catalog.unsketched(VERSION, where, base=base)
     if not names:
         return
 
@@ -81,8 +90,9 @@ def neighbours(
             f"'{adapter.name}' has no factors that can be read ({adapter.info.format})",
             hint="only adapters with LoRA factors can be compared",
         )
-    complete(catalog, None, listener)
-    ids, body = catalog.sketch_vectors(by, VERSION)
+    base = adapter.base.name if adapter.base and adapter.base.sure else None
+    complete(catalog, listener, base=base)
+    ids, body = catalog.sketch_vectors(by, VERSION, base=base)
     if adapter.id not in ids:
         sketch_one(catalog, adapter.name)  # says why it has none
         raise NotFoundError(f"'{adapter.name}' left the catalog meanwhile")
@@ -98,6 +108,6 @@ def neighbours(
         for table in tables
     ]
     return tuple(
-        Neighbour(tables[0][i].name, tables[0][i].base_model, *values)
+        Neighbour(tables[0][i].name, tables[0][i].base, *values)
         for i, *values in zip(near, *figures, strict=True)
     )

@@ -204,13 +204,25 @@ def test_similar_orders_as_the_dense_deltas_do(workspace: Workspace, tmp_path: P
     assert [n.name for n in found] == sorted(exact, key=lambda n: -exact[n])
     for near in found:
         assert near.delta == pytest.approx(exact[near.name], abs=4 / DELTA**0.5)
-        assert near.base_model == "tests/base"
+        assert near.base == "tests/base"
     assert [n.name for n in workspace.similar("origin", limit=2)] == ["moved0", "moved1"]
     by_rows = workspace.similar("origin", by="subspace")
     assert by_rows[-1].name == "other"
     assert by_rows[0].subspace > 0.9 > by_rows[-1].subspace
     with pytest.raises(UsageError, match="by 'name'"):
         workspace.similar("origin", by="name")
+
+
+def test_adapters_of_other_bases_are_not_asked(workspace: Workspace, tmp_path: Path) -> None:
+    bases = {"one": "gpt2", "twin": "openai-community/gpt2", "other": "Qwen/Qwen2.5-0.5B",
+             "unknown": None}  # fmt: skip
+    for i, (name, base) in enumerate(bases.items()):
+        pull(workspace, write_adapter(tmp_path / name, SHAPES, seed=i, base=base))
+    events: list[Event] = []
+    found = workspace.similar("one", listener=events.append)
+    assert {n.name: n.base for n in found} == {"twin": "openai-community/gpt2", "unknown": None}
+    assert events[0] == PhaseStarted("sketch", 3, "adapters")
+    assert len(workspace.similar("unknown")) == 3
 
 
 def test_a_merge_lies_near_its_sources(workspace: Workspace) -> None:

@@ -172,6 +172,10 @@ def test_sketches_in_the_catalog(catalog: Catalog) -> None:
     ids, body = catalog.sketch_vectors("delta", 1)
     assert ids == [added[0].id, added[1].id, bare.id]
     assert body == b"delta of adelta of bdelta of bare"
+    known = catalog.by_name("b")
+    assert known is not None and known.base is not None
+    assert catalog.unsketched(2, base=known.base.name) == ["b"]
+    assert catalog.sketch_vectors("delta", 1, base="lab/none")[0] == []
     (row,) = catalog.sketches("spectrum", 1, AdapterFilter(base="lab/b"))
     assert (row.id, row.name, row.vector) == (added[1].id, "b", b"spectrum of b")
     (row,) = catalog.sketches("subspace", 1, ids=[added[0].id, added[2].id])

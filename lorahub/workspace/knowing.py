@@ -36,7 +36,7 @@ class Knowing(Finding):
     def similar(
         self, reference: str, *, by: str = "delta", limit: int = 10, listener: Listener = ignore
     ) -> tuple[Neighbour, ...]:
-        """The catalogued adapters most like one, nearest first.
+        """The catalogued adapters most like one, nearest first, of those that can be for its base.
 
         Args:
             reference: A catalogued adapter.
@@ -67,7 +67,7 @@ class Knowing(Finding):
                 listener(Warned(error.message))
                 return False
 
-        sketching.complete(self.catalog, None, listener)
+        sketching.complete(self.catalog, listener)
         return find_duplicates(self.catalog.sketch_keys(sketching.VERSION), ask)
 
     def cluster(
@@ -118,7 +118,7 @@ class Knowing(Finding):
             raise UsageError(f"{plot}: a plot is an SVG file", hint="give a name that ends in .svg")
         found = places(self._sketched(kind, where, listener))
         if plot is not None:
-            points = [(p.name, p.base_model or "unknown base", p.x, p.y) for p in found]
+            points = [(p.name, p.base or "unknown base", p.x, p.y) for p in found]
             write_text(
                 plot.expanduser().absolute(), scatter(points, f"{len(points)} adapters by {kind}")
             )
@@ -128,7 +128,7 @@ class Knowing(Finding):
         self, kind: Kind, where: AdapterFilter | None, listener: Listener
     ) -> list[Sketched]:
         """All sketches of a kind, the missing ones made first."""
-        sketching.complete(self.catalog, where, listener)
+        sketching.complete(self.catalog, listener, where)
         return self.catalog.sketches(kind, sketching.VERSION, where)
 
 
