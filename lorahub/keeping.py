@@ -17,7 +17,7 @@ from typing import Literal
 
 from lorahub.adapter import Adapter
 from lorahub.config import Config
-from lorahub.errors import LorahubError
+from lorahub.errors import ConflictError, LorahubError
 from lorahub.events import Advanced, Listener, PhaseStarted, Warned
 from lorahub.output import is_being_written, partials, remove_folder
 from store import Catalog
@@ -163,8 +163,13 @@ class Finder:
 
     def _folder(self, kind: Kind, folder: Path, why: str, target: Path | None = None) -> Waste:
         size = self._weighed(folder)
-        remove = partial(remove_folder, folder, self._locks, target)
+        remove = partial(self._remove, folder, target)
         return Waste(kind, str(folder), why, size, remove)
+
+    def _remove(self, folder: Path, target: Path | None) -> None:
+        if self._catalog.by_folder(folder) is not None:
+            raise ConflictError(f"{folder}: was catalogued meanwhile")
+        remove_folder(folder, self._locks, target)
 
     def _folders(self, parent: Path) -> list[Path]:
         """The folders in a folder, hidden ones aside, sorted; an unreadable one is warned of."""

@@ -143,6 +143,19 @@ def test_gc_leaves_what_a_run_is_about_to_catalogue(
     assert [w.kind for w in workspace.gc(orphans=True).removed] == ["run", "orphan"]
 
 
+def test_what_is_catalogued_meanwhile_stays(workspace: Workspace) -> None:
+    folder = write_adapter(workspace.config.adapters / "found", MODULES)
+
+    def meanwhile(event: Event) -> None:
+        if isinstance(event, PhaseStarted):
+            pull(workspace, folder)
+
+    swept = workspace.gc(orphans=True, listener=meanwhile)
+    assert swept.removed == ()
+    assert "was catalogued meanwhile" in swept.failed[0][1]
+    assert workspace.get("found").weights_path.is_file()
+
+
 def test_a_file_that_is_linked_elsewhere_frees_nothing(
     workspace: Workspace, tmp_path: Path
 ) -> None:

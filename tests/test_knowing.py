@@ -6,6 +6,7 @@ import json
 import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from lorahub import similarity, sketching
-from lorahub.adapter import Module, ModuleKind
-from lorahub.engine.sketch import DELTA, SUBSPACE, Projection, project
+from lorahub.adapter import AdapterInfo, Module, ModuleKind
+from lorahub.engine.sketch import DELTA, SUBSPACE, Projection, factors_hash, project
 from lorahub.errors import (
     IntegrityError,
     InvalidAdapterError,
@@ -397,6 +398,19 @@ def test_near_twins_are_no_duplicates(workspace: Workspace, tmp_path: Path) -> N
     (louder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 32}))
     pull(workspace, one, near, brain, flipped, louder)
     assert {(d.name, d.of) for d in workspace.duplicates()} == {("brain", "one")}
+
+
+def test_factors_that_nobody_hashed_are_like_no_others() -> None:
+    def info(hashed: str, weights: str) -> AdapterInfo:
+        modules = tuple(
+            replace(module(n, *random(0))[0], hash_a=hashed, hash_b=hashed) for n in "mn"
+        )
+        return AdapterInfo(
+            "peft", "LORA", None, None, modules, (), (), {}, "w.safetensors", 1, weights
+        )
+
+    assert factors_hash(info("ab", "1")) == factors_hash(info("ab", "2"))
+    assert factors_hash(info("", "1")) != factors_hash(info("", "2"))
 
 
 def test_a_cast_is_not_believed_once_a_file_changed(workspace: Workspace, tmp_path: Path) -> None:

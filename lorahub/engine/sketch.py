@@ -18,7 +18,7 @@ import torch
 from numpy.random import PCG64
 from torch import Tensor
 
-from lorahub.adapter import Adapter, Module
+from lorahub.adapter import Adapter, AdapterInfo, Module
 from lorahub.errors import InvalidAdapterError
 from lorahub.formats.safetensors import TensorFile
 from lorahub.kernels.lowrank import whitened
@@ -74,7 +74,7 @@ def sketch(adapter: Adapter) -> Sketch:
     return Sketch(
         found.norm,
         structure_hash(adapter.info.modules),
-        factors_hash(adapter.info.modules),
+        factors_hash(adapter.info),
         _packed(found.delta),
         _packed(found.subspace),
         _packed(found.spectrum),
@@ -109,13 +109,15 @@ def structure_hash(modules: Iterable[Module]) -> bytes:
     return hashlib.sha256("".join(sorted(rows)).encode()).digest()
 
 
-def factors_hash(modules: Iterable[Module]) -> bytes:
+def factors_hash(info: AdapterInfo) -> bytes:
     """What two adapters share that are the same but for file names, keys, config and card."""
     rows = [
         f"{m.name}\n{m.kind} {m.d_out} {m.d_in} {m.rank} {m.scaling!r} "
         f"{m.dtype_a} {m.hash_a} {m.dtype_b} {m.hash_b}\n"
-        for m in modules
+        for m in info.modules
     ]
+    if not all(m.hash_a and m.hash_b for m in info.modules):
+        rows.append(info.weights_sha256)  # factors nobody hashed are like no others
     return hashlib.sha256("".join(sorted(rows)).encode()).digest()
 
 
