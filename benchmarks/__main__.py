@@ -7,6 +7,7 @@ from benchmarks import (
     lego_module,
     model_7b,
     packs,
+    similar,
     startup,
     svd_module,
 )
@@ -20,6 +21,7 @@ for part in (
     model_7b,
     in_turn,
     packs,
+    similar,
 ):
     print(f"== {part.__name__}")
     part.main()
