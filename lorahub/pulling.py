@@ -89,7 +89,8 @@ class Puller:
         def attempt(text: str) -> Pulled:
             try:
                 reference = Reference.parse(text)
-                asked = hub_at(reference.endpoint) if reference.endpoint else hub
+                elsewhere = reference.endpoint not in {None, hub.endpoint}
+                asked = hub_at(str(reference.endpoint)) if elsewhere else hub
                 known = None if all_files else self._at_commit(reference, asked)
                 if known is not None and name in {None, known.name}:
                     return Pulled(text, "up to date", known, None)

@@ -287,6 +287,9 @@ def test_a_token_goes_only_to_the_hub_it_is_for(
     for words in (["lee/x", "--remote", "open"], ["open://lee/x"], [f"{lab.endpoint}/lee/x"]):
         assert run("pull", *words).exit_code == 0
     assert not any(e.had_token for e in lab.log)
+    named = [f"{lab.endpoint}/lee/x", "--endpoint", lab.endpoint, "--token-env", "LAB_TOKEN"]
+    assert run("pull", *named).exit_code == 0
+    assert lab.log.find("GET", "/api/models")[-1].user == "lee"
     assert run("pull", f"{hub.endpoint}/ann/x").exit_code == 0
     assert {e.user for e in hub.log if e.origin == "hub"} == {"ann"}
 
