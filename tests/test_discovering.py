@@ -39,6 +39,22 @@ CONFIG = "adapter_config.json"
 SHAPES = {"model.layers.0.self_attn.q_proj": (12, 10, 4), "model.layers.0.mlp.up_proj": (14, 10, 6)}
 
 
+def header(name: str = "q", dtype: str = "F32", shape: str = "[1,1]", stop: int = 4) -> bytes:
+    entry = f'{{"dtype":"{dtype}","shape":%s,"data_offsets":[%d,%d]}}'
+    a, b = entry % (shape, 0, stop), entry % (shape, stop, 2 * stop)
+    return f'{{"{name}.lora_A.weight":{a},"{name}.lora_B.weight":{b}}}'.encode()
+
+
+HOSTILE = {
+    "name": header(name="q\x1b[2J"),
+    "dtype": header(dtype="F\\u001b[2J"),
+    "side": header(shape=f"[{1 << 80},{1 << 80}]"),
+    "negative": header(shape="[-1,1]"),
+    "offsets": header(stop=1 << 70),
+    "words": header(shape='["a","b"]'),
+}
+
+
 def card(base: str, *tags: str, license_name: str = "mit", task: str = "text-generation") -> str:
     return (
         f"---\nlibrary_name: peft\nbase_model: {base}\nlicense: {license_name}\n"
@@ -170,11 +186,9 @@ def test_what_cannot_be_read_is_named(
     hub.add_repo("ann/good", {**files, **text})
     hub.add_repo("ann/garbage", {**files, **text, WEIGHTS: b"\xff" * 300})
     hub.add_repo("ann/text", {**files, **text, WEIGHTS: b"\x02" + b"\0" * 7 + b"[]"})
-    hostile = b'{"a\x1b[2J.lora_A.weight":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}'
-    hub.add_repo(
-        "ann/hostile",
-        {**files, **text, WEIGHTS: len(hostile).to_bytes(8, "little") + hostile + b"\0" * 4},
-    )
+    for name, hostile in HOSTILE.items():
+        body = len(hostile).to_bytes(8, "little") + hostile + b"\0" * 8
+        hub.add_repo(f"ann/{name}", {**files, **text, WEIGHTS: body})
     hub.add_repo("ann/gated", {**files, **text}, gated="manual")
     hub.add_repo("ann/pickle", {CONFIG: files[CONFIG], "adapter_model.bin": b"x", **text})
     found = {d.listed.repo_id: d for d in workspace.discover(Query(base="org/base"))}
@@ -182,8 +196,8 @@ def test_what_cannot_be_read_is_named(
     assert errors == {
         "ann/garbage": InvalidAdapterError,
         "ann/text": InvalidAdapterError,
-        "ann/hostile": InvalidAdapterError,
         "ann/gated": AuthError,
+        **{f"ann/{name}": InvalidAdapterError for name in HOSTILE},
     }
     assert found["ann/good"].outline is not None
     assert found["ann/pickle"].listed.weights_file is None
