@@ -2,6 +2,7 @@
 
 from benchmarks import (
     elementwise_module,
+    extract_module,
     in_turn,
     lego_module,
     model_7b,
@@ -10,6 +11,15 @@ from benchmarks import (
     svd_module,
 )
 
-for part in (startup, svd_module, elementwise_module, lego_module, model_7b, in_turn, packs):
+for part in (
+    startup,
+    svd_module,
+    elementwise_module,
+    extract_module,
+    lego_module,
+    model_7b,
+    in_turn,
+    packs,
+):
     print(f"== {part.__name__}")
     part.main()

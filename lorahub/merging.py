@@ -84,6 +84,32 @@ def plan_for(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
     )
 
 
+@contextmanager
+def closing_run(catalog: Catalog, run_id: int) -> Iterator[None]:
+    """Record how the run ended if the block does not end well."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        catalog.end_run(run_id, "interrupted", "interrupted by the user")
+        raise
+    except BaseException as error:
+        catalog.end_run(run_id, "failed", str(error))
+        raise
+
+
+def output_of(name: str | None, folder: Path | None, config: Config) -> tuple[str, Path]:
+    """Name and absolute folder of a result of which at least one is given.
+
+    Raises:
+        UsageError: Neither is, or the name cannot be one.
+    """
+    if name is None and folder is None:
+        raise UsageError("the result has no place", hint="give --name NAME, or -o FOLDER, or both")
+    name = name or (folder.name if folder else "")
+    check_name(name)
+    return name, (folder or config.adapters / name).expanduser().absolute()
+
+
 class Merger:
     """Merges into one data folder and its catalog."""
 
@@ -115,7 +141,7 @@ class Merger:
         run_id = self._catalog.begin_run(
             RunDraft(plan.digest, recipe.to_yaml(), plan.method.name, str(target))
         )
-        with self._closing_run(run_id):
+        with closing_run(self._catalog, run_id):
             with new_folder(target, self._config.home / "locks", replace=force) as partial:
                 record = self.write(plan, name, partial, device, workers, listener)
             adapter = self._catalogue(run_id, plan, name, target, record, known)
@@ -127,14 +153,7 @@ class Merger:
         Raises:
             UsageError: The recipe names neither, or a name that cannot be one.
         """
-        output = recipe.output
-        if output.name is None and output.folder is None:
-            raise UsageError(
-                "the merge has no output", hint="give --name NAME, or -o FOLDER, or both"
-            )
-        name = output.name or (output.folder.name if output.folder else "")
-        check_name(name)
-        return name, (output.folder or self._config.adapters / name).expanduser().absolute()
+        return output_of(recipe.output.name, recipe.output.folder, self._config)
 
     def _already_there(
         self, name: str, target: Path, plan: Plan, known: Adapter | None, *, force: bool
@@ -165,17 +184,6 @@ class Merger:
                 raise ConflictError(f"'{name}' is one of the sources; choose another --name")
         return None
 
-    @contextmanager
-    def _closing_run(self, run_id: int) -> Iterator[None]:
-        try:
-            yield
-        except KeyboardInterrupt:
-            self._catalog.end_run(run_id, "interrupted", "interrupted by the user")
-            raise
-        except BaseException as error:
-            self._catalog.end_run(run_id, "failed", str(error))
-            raise
-
     def write(
         self,
         plan: Plan,
@@ -198,7 +206,7 @@ class Merger:
         weights = folder / _WEIGHTS
         done = run(plan, weights, device=device, workers=workers, listener=listener)
         digest, plan = plan.digest, done.plan
-        ranks = {m.name: m.rank for m in done.modules}
+        ranks = {m.name: m.rank for m in done.modules if m.rank}
         reports = {m.name: m.report for m in done.modules if m.report}
         config = formats.peft.config_for(
             ranks,

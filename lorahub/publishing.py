@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lorahub import formats
+from lorahub import extraction, formats
 from lorahub.adapter import Adapter
 from lorahub.errors import (
     LicenseError,
@@ -34,6 +34,7 @@ def publishable(adapter: Adapter) -> tuple[Path, ...]:
         formats.peft.CONFIG_NAME,
         _CARD,
         FILE_NAME,
+        extraction.FILE_NAME,
         RECIPE_NAME,
         PACK_NAME,
     )

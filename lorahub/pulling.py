@@ -123,6 +123,15 @@ class Puller:
                 return known
         return None
 
+    def register(self, origin: Origin) -> tuple[Adapter, bool]:
+        """Catalogue the adapter that lies at ``origin``, and say whether it is new.
+
+        Raises:
+            InvalidAdapterError: There is none, or a damaged one.
+            IntegrityError: Its record is none.
+        """
+        return self._register(origin, None, allow_pickle=False, stopped=threading.Event())
+
     def _fetch(
         self,
         reference: Reference,
@@ -214,8 +223,13 @@ class Puller:
                 else:
                     wanted = f"{wanted}@{(origin.revision or info.content_hash)[:8]}"
             record = Record.read(origin.folder)
+            if record is not None and record.weights_sha256 != info.weights_sha256:
+                record = None  # what was trained on since is no longer what it tells of
             adapter = Adapter(wanted, origin, info, method=record.method if record else None)
-            return self._catalog.add(adapter, rename_older=rename_older), True
+            added = self._catalog.add(adapter, rename_older=rename_older)
+            if record is not None:
+                self._catalog.add_lineage(added.id, record.parents)
+            return added, True
 
     def _followed_name(self, origin: Origin) -> str | None:
         """The name that was given to what a repository's newest revision was before."""

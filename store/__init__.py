@@ -4,22 +4,30 @@ from store.catalog import Catalog
 from store.values import (
     AdapterFilter,
     AdapterSummary,
+    Alias,
+    BaseSummary,
     Export,
     HubAdapter,
+    Imported,
     ParentLink,
     Push,
     Run,
     RunDraft,
+    Stats,
 )
 
 __all__ = [
     "AdapterFilter",
     "AdapterSummary",
+    "Alias",
+    "BaseSummary",
     "Catalog",
     "Export",
     "HubAdapter",
+    "Imported",
     "ParentLink",
     "Push",
     "Run",
     "RunDraft",
+    "Stats",
 ]

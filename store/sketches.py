@@ -59,10 +59,10 @@ class Sketches(Database):
         query = (
             select(adapter_table.c.name)
             .where(adapter_table.c.module_count > 0, adapter_table.c.id.not_in(known))
-            .where(*conditions(where))
             .order_by(adapter_table.c.id)
         )
         with self._read() as connection:
+            query = query.where(*conditions(connection, where))
             return list(connection.execute(query).scalars())
 
     def add_sketch(self, adapter_id: int, **columns: Any) -> None:  # noqa: ANN401 - as the table
@@ -95,12 +95,13 @@ class Sketches(Database):
                 sketch_table.c[kind],
             )
             .join(sketch_table, sketch_table.c.adapter_id == adapter_table.c.id)
-            .where(sketch_table.c.version == version, *conditions(where))
+            .where(sketch_table.c.version == version)
             .order_by(adapter_table.c.id)
         )
         if ids is not None:
             query = query.where(adapter_table.c.id.in_(ids))
         with self._read() as connection:
+            query = query.where(*conditions(connection, where))
             return [Sketched(*row) for row in connection.execute(query)]
 
     def sketch_keys(self, version: int) -> list[SketchKeys]:

@@ -8,10 +8,13 @@ import os
 import typer
 
 from lorahub.cli import (
+    bases,
     catalog,
     comparing,
     compressing,
     discovering,
+    extracting,
+    keeping,
     knowing,
     merging,
     methods,
@@ -19,6 +22,7 @@ from lorahub.cli import (
     publishing,
     pulling,
     reproducing,
+    resizing,
     terminal,
     upkeep,
 )
@@ -40,7 +44,9 @@ for verb in (
     catalog.show,
     knowing.lineage,
     knowing.impact,
-    catalog.rm,
+    keeping.rm,
+    keeping.gc,
+    keeping.scan,
     knowing.similar,
     knowing.duplicates,
     knowing.cluster,
@@ -48,7 +54,10 @@ for verb in (
     comparing.suggest,
     merging.merge,
     merging.verify,
+    resizing.resize,
+    resizing.prune,
     compressing.compress,
+    extracting.extract,
     packing.pack,
     packing.unpack,
     publishing.export,
@@ -60,6 +69,9 @@ for verb in (
     app.command()(verb)
 app.callback(invoke_without_command=True)(terminal.plain)
 app.command("map")(knowing.map_adapters)
+app.command("export-catalog")(upkeep.export_catalog)
+app.command("import-catalog")(upkeep.import_catalog)
+app.add_typer(bases.base_app, name="base")
 app.add_typer(methods.methods_app, name="methods")
 app.add_typer(upkeep.config_app, name="config")
 app.add_typer(upkeep.db_app, name="db")

@@ -4,23 +4,27 @@ The command line and the terminal UI call these and add no logic of their own. E
 one subject; `Workspace` is all of them.
 """
 
+from lorahub.workspace.cataloguing import Cataloguing
 from lorahub.workspace.comparing import Comparing
 from lorahub.workspace.deriving import Deriving
 from lorahub.workspace.discovering import Discovering
+from lorahub.workspace.keeping import Keeping
 from lorahub.workspace.knowing import Knowing
-from lorahub.workspace.merging import Merging
 from lorahub.workspace.packing import Packing
 from lorahub.workspace.publishing import Publishing
 from lorahub.workspace.reproducing import Reproducing
+from lorahub.workspace.resizing import Resizing
 
 __all__ = ["Workspace"]
 
 
 class Workspace(
+    Cataloguing,
     Discovering,
-    Merging,
+    Resizing,
     Comparing,
     Deriving,
+    Keeping,
     Knowing,
     Packing,
     Publishing,

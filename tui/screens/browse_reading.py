@@ -18,6 +18,8 @@ from tui.messages import Complaint
 from tui.query import Query
 from tui.screens.room import Room
 
+FACETS = ("base", "rank", "task", "license", "source", "method")
+
 
 class BrowseReading(Room):
     """The reads of Browse and their messages."""
@@ -65,7 +67,8 @@ class BrowseReading(Room):
         catalog = app_of(self).workspace.catalog
         try:
             count, rows = listing.first_page(catalog, query, sort, descending=descending)
-            facets = catalog.facets(query.where)
+            counts = catalog.facets(query.where)
+            facets = {key: [(v, n) for v, n in counts[key].items() if v] for key in FACETS}
         except LorahubError as error:
             self.post_message(Complaint(error))
             return
