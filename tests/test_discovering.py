@@ -179,6 +179,17 @@ def test_conditions_hold_together(
     assert law.listed.task == "text-generation"
 
 
+def test_a_base_is_found_under_all_its_names(
+    hub: LoopbackHub, workspace: Workspace, files: dict[str, bytes]
+) -> None:
+    ids = ["meta-llama/Llama-2-7b-hf", "NousResearch/Llama-2-7b-hf", "unsloth/llama-2-7b"]
+    for n, base in enumerate([*ids, "meta-llama/Llama-2-7b-chat-hf"]):
+        hub.add_repo(f"ann/x{n}", {**files, "README.md": card(base)})
+    for base in (ids[0], ids[2], ids[1].lower()):
+        found = workspace.discover(Query(base=base), headers=False)
+        assert sorted(names(found)) == ["ann/x0", "ann/x1", "ann/x2"]
+
+
 def test_what_cannot_be_read_is_named(
     hub: LoopbackHub, workspace: Workspace, files: dict[str, bytes]
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from lorahub import formats
 from lorahub.adapter import Outline
+from lorahub.bases import known
 from lorahub.errors import InvalidAdapterError, NetworkError, UsageError
 from lorahub.formats.safetensors import TensorEntry
 from lorahub.formats.text import printable
@@ -74,8 +75,8 @@ class Listing(Client):
     def find(self, query: Query) -> tuple[Listed, ...]:
         """Repositories that hold an adapter at their root, in the order asked for.
 
-        With a base they are those that state it (``base_model:adapter:...``), else those tagged
-        ``peft`` or ``lora``.
+        With a base they are those that state it (``base_model:adapter:...``) under any of its
+        known ids, else those tagged ``peft`` or ``lora``.
 
         Raises:
             UsageError: An unknown sort key, or a limit below 1.
@@ -87,7 +88,7 @@ class Listing(Client):
                 f"cannot list {query.limit} sorted by '{query.sort}'",
                 hint=f"at least 1, by one of {', '.join(_KEYS)}",
             )
-        tags = [f"base_model:adapter:{query.base}"] if query.base else ["peft", "lora"]
+        tags = _base_tags(query.base) if query.base else ["peft", "lora"]
         key = _KEYS[query.sort]
         listings = (self._items(query, tag) for tag in tags)
         number = query.sort != "recent"
@@ -166,6 +167,12 @@ class Listing(Client):
                 )
             yield from (item for item in page if isinstance(item, dict))
             url, params = response.links.get("next", {}).get("url"), None
+
+
+def _base_tags(base: str) -> list[str]:
+    found = known(base)
+    names = (base, found.id, *found.also) if found else (base,)
+    return [f"base_model:adapter:{name}" for name in dict.fromkeys(names)]
 
 
 def _adapters(items: Iterator[dict[str, Any]]) -> Iterator[Listed]:
