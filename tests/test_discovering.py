@@ -21,12 +21,14 @@ from lorahub.errors import (
     AuthError,
     ExitCode,
     InvalidAdapterError,
+    LorahubError,
     NetworkError,
     NotFoundError,
     OfflineError,
     UsageError,
 )
 from lorahub.events import Event, Warned
+from lorahub.formats.safetensors import read_header
 from lorahub.hub import Hub, Query
 from lorahub.recipe import make_recipe
 from lorahub.workspace import Workspace
@@ -115,6 +117,25 @@ def test_outlines_are_what_inspection_of_the_whole_file_says(
     assert reads
     assert all("range" in e.headers for e in reads)
     assert not Path(constants.HF_HUB_CACHE).exists()
+
+
+def test_outlines_of_real_adapters(shared_adapters: Path) -> None:
+    seen = 0
+    for weights in sorted(shared_adapters.rglob("*.safetensors")):
+        if weights.name != WEIGHTS and len(list(weights.parent.glob("*.safetensors"))) > 1:
+            continue
+        configured = (weights.parent / CONFIG).exists()
+        try:
+            info = formats.inspect(weights.parent)
+        except LorahubError:
+            continue
+        found = formats.outline(weights, read_header(weights).tensors, configured=configured)
+        seen += 1
+        assert (found.format, found.modules) == (info.format, len(info.modules)), weights
+        if info.modules:
+            assert (found.rank_min, found.rank_max) == (info.ranks[0], info.ranks[-1])
+            assert (found.targets, found.dtype) == (info.targets, info.dtype)
+    assert seen > 10
 
 
 def test_headers_are_read_once(

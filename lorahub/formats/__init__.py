@@ -70,8 +70,10 @@ def inspect(folder: Path) -> AdapterInfo:
     )
 
 
-def outline(where: Path, tensors: Mapping[str, TensorEntry]) -> Outline:
+def outline(where: Path, tensors: Mapping[str, TensorEntry], *, configured: bool) -> Outline:
     """What the tensors of a file somewhere else are; ``where`` only names it in errors.
+
+    ``configured`` is whether an adapter_config.json lies beside it.
 
     Raises:
         InvalidAdapterError: No adapter, or a damaged or hostile one.
@@ -84,7 +86,8 @@ def outline(where: Path, tensors: Mapping[str, TensorEntry]) -> Outline:
         if not 0 <= entry.start <= entry.stop <= _LARGEST_FILE:
             raise InvalidAdapterError(f"{where}: tensor {name!r} has impossible data_offsets")
     header = Header(tensors, {})
-    info = (peft if peft.is_peft(header, {}) else foreign).inspect(where, header, {})
+    config = {"peft_type": "LORA"} if configured else {}
+    info = (peft if peft.is_peft(header, config) else foreign).inspect(where, header, config)
     ranks = info.ranks or (0,)
     return Outline(
         format=info.format,

@@ -54,7 +54,8 @@ class Query:
 class Listed:
     """One adapter as a Hub lists it.
 
-    ``weights_file`` is None where there is nothing but a pickle; ``modified`` is ISO 8601 UTC.
+    ``weights_file`` is None where there is nothing but a pickle, ``configured`` tells of an
+    adapter_config.json beside it; ``modified`` is ISO 8601 UTC.
     """
 
     repo_id: str
@@ -66,6 +67,7 @@ class Listed:
     likes: int
     modified: str
     gated: bool
+    configured: bool
     weights_file: str | None
 
 
@@ -126,7 +128,7 @@ class Listing(Client):
                 }
             except (SafetensorsParsingError, TypeError, ValueError, AttributeError, KeyError):
                 raise InvalidAdapterError(f"{where}: has no readable safetensors header") from None
-            return formats.outline(where, tensors)
+            return formats.outline(where, tensors, configured=listed.configured)
 
     def _items(self, query: Query, tag: str) -> Iterator[dict[str, Any]]:
         """Raw entries of one listing, page after page.
@@ -204,6 +206,7 @@ def _listed(item: Mapping[str, Any]) -> Listed | None:
         likes=_count(item.get("likes")),
         modified=printable(item.get("lastModified")) or "",
         gated=bool(item.get("gated")),
+        configured="adapter_config.json" in names,
         weights_file=weights,
     )
 
