@@ -540,6 +540,24 @@ def test_what_moved_and_what_would_change(
     assert {a.name: a for a in workspace.catalog.hub_adapters()} == before
 
 
+def test_the_name_follows_a_branch(
+    hub: LoopbackHub, workspace: Workspace, files: dict[str, bytes]
+) -> None:
+    hub.add_repo("ann/x", files)
+    old = hub.commit("ann/x", {"README.md": "one"}, branch="dev")
+    workspace.pull(["ann/x@dev"], name="mine")
+    workspace.pull(["ann/x"])
+    new = hub.commit("ann/x", {CONFIG: files[CONFIG] + b" "}, branch="dev")
+    assert states(workspace) == {"mine": "changed", "ann/x": "up to date"}
+    (taken,) = workspace.take(workspace.update())
+    assert taken.adapter is not None
+    assert (taken.adapter.name, taken.adapter.origin.revision) == ("mine", new)
+    assert {a.name for a in workspace.catalog.hub_adapters()} == {
+        "mine", f"mine@{old[:8]}", "ann/x"
+    }  # fmt: skip
+    assert set(states(workspace).values()) == {"up to date"}
+
+
 def test_a_moved_main_never_changes_a_recorded_run(
     hub: LoopbackHub, workspace: Workspace, tmp_path: Path
 ) -> None:
