@@ -10,6 +10,7 @@ from benchmarks import (
     similar,
     startup,
     svd_module,
+    tui,
 )
 
 for part in (
@@ -22,6 +23,7 @@ for part in (
     in_turn,
     packs,
     similar,
+    tui,
 ):
     print(f"== {part.__name__}")
     part.main()

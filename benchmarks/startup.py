@@ -26,7 +26,7 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "adapters" / "packages"
 def main() -> None:
     """Print the median wall and CPU seconds of nine processes each."""
     with tempfile.TemporaryDirectory() as home:
-        _fill(Path(home))
+        fill(Path(home))
         # Users' machines cache bytecode; a shell that forbids it would time the compiler.
         env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         env["LORAHUB_HOME"] = home
@@ -49,7 +49,7 @@ def _children_cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _fill(home: Path) -> None:
+def fill(home: Path) -> None:
     """A catalog of 10,000 rows that differ in name: one is real, the others copy it."""
     with Catalog.open(home / "catalog.db") as catalog:
         info = formats.inspect(EXAMPLE)
