@@ -1,6 +1,7 @@
 """Run every benchmark."""
 
 from benchmarks import (
+    catalog,
     elementwise_module,
     in_turn,
     lego_module,
@@ -10,6 +11,10 @@ from benchmarks import (
     svd_module,
 )
 
-for part in (startup, svd_module, elementwise_module, lego_module, model_7b, in_turn, packs):
+PARTS = (
+    startup, catalog, svd_module, elementwise_module, lego_module, model_7b, in_turn, packs,
+)  # fmt: skip
+
+for part in PARTS:
     print(f"== {part.__name__}")
     part.main()
