@@ -3,6 +3,7 @@
 from benchmarks import (
     catalog,
     elementwise_module,
+    extract_module,
     in_turn,
     lego_module,
     model_7b,
@@ -11,10 +12,16 @@ from benchmarks import (
     svd_module,
 )
 
-PARTS = (
-    startup, catalog, svd_module, elementwise_module, lego_module, model_7b, in_turn, packs,
-)  # fmt: skip
-
-for part in PARTS:
+for part in (
+    startup,
+    catalog,
+    svd_module,
+    elementwise_module,
+    extract_module,
+    lego_module,
+    model_7b,
+    in_turn,
+    packs,
+):
     print(f"== {part.__name__}")
     part.main()

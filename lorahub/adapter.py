@@ -26,6 +26,7 @@ class Source(StrEnum):
     HUB = "hub"
     FOLDER = "folder"
     MERGE = "merge"
+    EXTRACT = "extract"
 
 
 class ModuleKind(StrEnum):
@@ -163,11 +164,34 @@ class AdapterInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Outline:
+    """What the header of a weights file tells of an adapter that nobody downloaded.
+
+    Attributes:
+        format: File format by name, as in `AdapterInfo`.
+        rank_min: Smallest rank, 0 where no factors were recognised.
+        rank_max: Largest rank, 0 where no factors were recognised.
+        targets: Distinct module types, sorted.
+        dtype: The one dtype of all factors, ``mixed``, or ``-`` without factors.
+        modules: Number of target modules.
+        weights_bytes: Bytes of all tensors.
+    """
+
+    format: str
+    rank_min: int
+    rank_max: int
+    targets: tuple[str, ...]
+    dtype: str
+    modules: int
+    weights_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """Where the bytes of an adapter are and how to get them again.
 
     Attributes:
-        source: Hub, folder or merge.
+        source: Hub, folder, merge, or extracted from two models.
         folder: Absolute local folder that holds the files now.
         repo_id: ``owner/name`` for the Hub, else None.
         revision: Commit (40 hex) for the Hub, else None.
@@ -244,9 +268,9 @@ class Adapter:
 class Reference:
     """A reference as a user types it, parsed but not resolved.
 
-    ``owner/name[@revision]`` and ``hf://owner/name[@revision]`` mean the Hub, a path that
-    starts with ``.``, ``/`` or ``~`` a folder, ``FILE.mos#NAME`` a member of a pack, everything
-    else a catalog name or id.
+    ``owner/name[@revision]`` and ``hf://owner/name[@revision]`` mean the Hub,
+    ``https://HOST/owner/name[@revision]`` another one, a path that starts with ``.``, ``/`` or
+    ``~`` a folder, ``FILE.mos#NAME`` a member of a pack, everything else a catalog name or id.
     ``owner/name`` may also be a catalog name or an existing folder; resolving decides.
 
     Attributes:
@@ -254,7 +278,8 @@ class Reference:
         repo_id: ``owner/name`` when it can mean a Hub repository, else None.
         revision: What stood behind ``@``, else None.
         is_path: Whether it can only be a folder.
-        is_hub: Whether it can only be a Hub repository (``hf://``).
+        is_hub: Whether it can only be a Hub repository (``hf://``, ``https://``).
+        endpoint: Address of the Hub, where it is named (``https://HOST``), else None.
         pack: Path of a pack file, for a member of one (``FILE.mos#NAME``), else None.
         member: Name of that member, else None.
     """
@@ -264,12 +289,15 @@ class Reference:
     revision: str | None = None
     is_path: bool = False
     is_hub: bool = False
+    endpoint: str | None = None
     pack: str | None = None
     member: str | None = None
 
     _PACK = re.compile(r"(?P<file>.+\.mos)(?:#(?P<member>.+))?\Z", re.DOTALL)
     _HUB = re.compile(
-        r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<rev>[\w./-]+))?\Z", re.ASCII
+        r"(?:hf://|(?P<endpoint>https?://[^\s@]+?)/)?"
+        r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:(?:@|/tree/)(?P<rev>[\w./-]+))?\Z",
+        re.ASCII,
     )
 
     @classmethod
@@ -280,11 +308,11 @@ class Reference:
             return cls(text, pack=packed["file"], member=packed["member"])
         if text.startswith(("/", "./", "../", "~")) or text in {".", ".."}:
             return cls(text, is_path=True)
-        is_hub = text.startswith("hf://")
-        match = cls._HUB.match(text.removeprefix("hf://"))
+        match = cls._HUB.match(text)
         if match is None:
             return cls(text)
-        return cls(text, match["repo"], match["rev"], is_hub=is_hub)
+        is_hub = text.startswith(("hf://", "http://", "https://"))
+        return cls(text, match["repo"], match["rev"], is_hub=is_hub, endpoint=match["endpoint"])
 
 
 _LOCAL_PATH = re.compile(r"^(?:[A-Za-z]:[\\/]|[/\\~.])|\\|/.*/")

@@ -1,44 +1,101 @@
-"""The model card of a merged adapter: what it is, from what, how well, how to use it."""
+"""The model card of an adapter: what it is, from what, how well, how to use and remake it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from urllib.parse import quote
 
 import yaml
 
+from lorahub.adapter import AdapterInfo
+from lorahub.extraction import Extraction, ModelSource
+from lorahub.licenses import combine
+from lorahub.loading import PIPELINES, loading
 from lorahub.record import Parent, Record
 
+REMAKE = "## Make it again"
+"""Heading below which the card has the recipe and the hashes of what it makes."""
 
-def render_card(record: Record, *, name: str, targets: Sequence[str], paper: str) -> str:
+
+def render_card(
+    record: Record,
+    info: AdapterInfo,
+    *,
+    name: str,
+    paper: str,
+    recipe: str,
+    repo_id: str | None = None,
+) -> str:
     """README.md for a merge: YAML metadata and a body for a reader. Names no local path.
 
     Args:
         record: The merge.
+        info: What its files are.
         name: Name of the result.
-        targets: Module types it adapts.
         paper: Where the method comes from.
+        recipe: Text of the pinned recipe.
+        repo_id: Where it is published, or None while that is open.
     """
-    return f"---\n{_metadata(record)}---\n\n{_body(record, name, targets, paper)}"
+    head = _metadata(info, record.base_model, common_license(record), ("merge",))
+    return f"---\n{head}---\n\n{_body(record, info, name, paper, recipe, repo_id)}"
+
+
+def render_plain_card(info: AdapterInfo, *, name: str, repo_id: str) -> str:
+    """README.md for an adapter that has none: what its files say, and how to load it."""
+    base = _base(info.base_model)
+    size = f"{len(info.modules)} modules ({', '.join(_plain(t) for t in info.targets)})"
+    ranks = " to ".join(str(r) for r in sorted({info.ranks[0], info.ranks[-1]}))
+    return f"""---
+{_metadata(info, info.base_model, None, ())}---
+
+# {_plain(name)}
+
+A LoRA adapter for {base}. It adapts {size} at rank {ranks}.
+
+## Use
+
+{_loading(info, info.base_model, name, repo_id)}"""
+
+
+def read_remake(text: str) -> tuple[str, dict[str, str]] | None:
+    """The recipe (YAML) in a card's text and the sha256 (hex) of what it makes, by file name.
+
+    None where the card has no recipe; nothing in it is trusted.
+    """
+    _, mark, rest = text.partition(f"\n{REMAKE}\n")
+    block = re.search(r"^(`{3,})yaml\n(.*?)^\1$", rest, re.DOTALL | re.MULTILINE)
+    if not mark or block is None:
+        return None
+    rows = re.findall(r"^\| `([\w.-]+)` \| `([0-9a-f]{64})` \|$", rest[block.end() :], re.MULTILINE)
+    return block[2], dict(rows)
+
+
+def render_extraction(record: Extraction, info: AdapterInfo, *, name: str) -> str:
+    """README.md for an adapter extracted from two models. Names no local path."""
+    sources = (record.base, record.finetuned)
+    license_name = combine([(s.name, s.license) for s in sources]).license
+    head = _metadata(info, record.base_model, license_name, ())
+    return f"---\n{head}---\n\n{_extraction_body(record, info, name)}"
 
 
 def common_license(record: Record) -> str | None:
-    """The licence all parents share, or None; it is never guessed."""
-    licenses = {p.license for p in record.parents}
-    return licenses.pop() if len(licenses) == 1 else None
+    """The licence under which all parents may be handed on, or None; it is never guessed."""
+    return combine([(p.reference, p.license) for p in record.parents]).license
 
 
-def _metadata(record: Record) -> str:
+def _metadata(
+    info: AdapterInfo, base_model: str | None, license_name: str | None, tags: tuple[str, ...]
+) -> str:
     data: dict[str, object] = {"library_name": "peft"}
-    if _is_repo_id(record.base_model):
-        data["base_model"] = record.base_model
-        data["base_model_relation"] = "merge"
-    license_name = common_license(record)
+    if _is_repo_id(base_model):
+        # Of a merged adapter too: a relation of "merge" would list it among whole models.
+        data |= {"base_model": base_model, "base_model_relation": "adapter"}
     if license_name:
         data["license"] = " ".join(license_name.split())[:100]
-    data["tags"] = ["lora", "peft", "merge", "lorahub"]
+    if pipeline := PIPELINES.get(info.task_type or ""):
+        data["pipeline_tag"] = pipeline
+    data["tags"] = ["lora", "peft", *tags, "lorahub"]
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
@@ -74,14 +131,37 @@ def _parent_cell(parent: Parent) -> str:
     return _plain(_last_part(parent.reference))
 
 
-def _body(record: Record, name: str, targets: Sequence[str], paper: str) -> str:
+def _weight_cell(parent: Parent) -> str:
+    others = "".join(f", {w:g} at {_plain(pattern)}" for pattern, w in parent.weights.items())
+    return f"{parent.weight:g}{others}"
+
+
+def _base(name: str | None) -> str:
+    if _is_repo_id(name):
+        return f"`{name}`"
+    return _plain(_last_part(name or "")) or "its base model"
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """Text as a code block that it cannot end."""
+    runs = re.findall(r"`+", text)
+    fence = "`" * max(3, 1 + max(map(len, runs), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _loading(info: AdapterInfo, base_model: str | None, name: str, repo_id: str | None) -> str:
+    base = base_model if _is_repo_id(base_model) else "BASE_MODEL"
+    word = re.sub(r"[^A-Za-z0-9._-]+", "-", name.rsplit("/", 1)[-1]).strip("-.") or "adapter"
+    return loading(info, base=str(base), repo=repo_id or "PATH_OR_REPO", name=word)
+
+
+def _body(
+    record: Record, info: AdapterInfo, name: str, paper: str, recipe: str, repo_id: str | None
+) -> str:
     check = record.verification
-    public = record.base_model if _is_repo_id(record.base_model) else None
-    base = (
-        f"`{public}`" if public else _plain(_last_part(record.base_model or "")) or "its base model"
-    )
     rows = "\n".join(
-        f"| {_parent_cell(p)} | {p.weight:g} | {_plain(p.license or 'not stated')} | {kept:.1%} |"
+        f"| {_parent_cell(p)} | {_weight_cell(p)} | {_plain(p.license or 'not stated')} "
+        f"| {kept:.1%} |"
         for p, kept in zip(record.parents, check.retained, strict=True)
     )
     parameters = ", ".join(
@@ -89,12 +169,11 @@ def _body(record: Record, name: str, targets: Sequence[str], paper: str) -> str:
     )
     notes = "".join(f"\n- {_plain(note)}" for note in record.notes)
     notes = f"\n## Notes\n{notes}\n" if notes else ""
-    base_id = public or "BASE_MODEL"
     return f"""# {_plain(name)}
 
-A LoRA adapter for {base}, merged from {len(record.parents)} adapters with
+A LoRA adapter for {_base(record.base_model)}, merged from {len(record.parents)} adapters with
 [lorahub](https://pypi.org/project/lorahub-kit/). It adapts {record.modules} modules
-({", ".join(_plain(t) for t in targets)}) at rank {record.rank} or less.
+({", ".join(_plain(t) for t in info.targets)}) at rank {record.rank} or less.
 
 ## Made from
 
@@ -107,11 +186,7 @@ A LoRA adapter for {base}, merged from {len(record.parents)} adapters with
 ## How
 
 Method `{_code(record.method)}` ({_plain(paper)}), {parameters or "no parameters"}, scale
-{record.scale:g}, seed {record.seed}, written as {record.dtype}. To make it again:
-
-```
-lorahub merge recipe.yaml
-```
+{record.scale:g}, seed {record.seed}, written as {record.dtype}.
 
 ## Verification
 
@@ -126,14 +201,69 @@ Recomputed from the sources in float64 by another path than the merge's own.
 {notes}
 ## Use
 
-```python
-from peft import PeftModel
-from transformers import AutoModel
+{_loading(info, record.base_model, name, repo_id)}
+{REMAKE}
 
-model = PeftModel.from_pretrained(AutoModel.from_pretrained("{base_id}"), "PATH_OR_REPO")
-```
+`lorahub repro {repo_id or "README.md"}` pulls the same commits, merges again and compares bytes;
+this page alone is enough for it.
 
-vLLM: `vllm serve {base_id} --enable-lora --max-lora-rank {record.rank} --lora-modules NAME=PATH`
+{_fenced(recipe, "yaml")}
 
-llama.cpp: `convert_lora_to_gguf.py PATH`
+| file | sha256 |
+|---|---|
+| `{_code(info.weights_file)}` | `{info.weights_sha256}` |
+| `adapter_config.json` | `{info.config_sha256}` |
 """
+
+
+def _extraction_body(record: Extraction, info: AdapterInfo, name: str) -> str:
+    rank = max(m.rank for m in record.modules)
+    worst = max(record.modules, key=lambda m: m.error)
+    asked = [f"rank {record.rank}"] if record.rank else []
+    asked += [f"{record.energy:.1%} of each difference's squared norm"] if record.energy else []
+    left_out = "".join(
+        f"\n- `{_code(t.name)}` {_plain(t.reason)}"
+        + ("" if t.change is None else f", by {t.change:.2%} of its norm")
+        for t in record.left_out
+    )
+    left_out = f"\n## Not in the adapter\n{left_out}\n" if left_out else ""
+    return f"""# {_plain(name)}
+
+A LoRA adapter for {_model_cell(record.base)}: the best low-rank approximation of what fine-tuning
+added to it in {_model_cell(record.finetuned)}, extracted from the two models with
+[lorahub](https://pypi.org/project/lorahub-kit/). It adapts {len(record.modules)} modules
+({", ".join(_plain(t) for t in info.targets)}) at rank {rank} or less;
+{len(record.unchanged)} others are the same in both models.
+
+## Made from
+
+| model | licence | sha256 over its weights |
+|---|---|---|
+{_model_row(record.base)}
+{_model_row(record.finetuned)}
+
+## How well
+
+Asked for: {" and ".join(asked)}. Written as {record.dtype}. Distances are measured in float64.
+
+| figure | value |
+|---|---|
+| distance from the differences | {record.error:.1%} |
+| share of their squared norm that is kept | {record.kept:.1%} |
+| worst module | {worst.error:.1%} (`{_code(worst.name)}`) |
+{left_out}
+## Use
+
+{_loading(info, record.base_model, name, None)}"""
+
+
+def _model_cell(source: ModelSource) -> str:
+    if source.repo_id and source.revision:
+        url = quote(f"https://huggingface.co/{source.repo_id}/tree/{source.revision}", safe=":/")
+        return f"[{_plain(source.repo_id)}]({url}) at `{_code(source.revision[:12])}`"
+    return _plain(source.name)
+
+
+def _model_row(source: ModelSource) -> str:
+    licence = _plain(source.license or "not stated")
+    return f"| {_model_cell(source)} | {licence} | `{source.content_hash[:16]}` |"

@@ -1,19 +1,37 @@
-"""Settings: where lorahub keeps its things and which Hub it speaks to.
+"""Settings: where lorahub keeps its things and which Hubs it speaks to.
 
 Environment variables win over ``config.toml``, which wins over the defaults. ``LORAHUB_HOME``
-moves the catalog, the merged adapters and the config file together.
+moves the catalog, the merged adapters and the config file together::
+
+    endpoint = "https://huggingface.co"
+    token_env = "HF_TOKEN"
+
+    [remotes.lab]
+    endpoint = "https://hub.lab.example"
+    token_env = "LAB_TOKEN"
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorahub.errors import UsageError
 
 _KEYS = {"database_url", "endpoint", "token_env"}
+_DEFAULT_ENDPOINT = "https://huggingface.co"
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A Hub beside the default one; without ``token_env`` no token is ever sent to it."""
+
+    endpoint: str
+    token_env: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +44,14 @@ class Config:
         endpoint: Hub endpoint; None leaves it to huggingface_hub (``HF_ENDPOINT``).
         token_env: Environment variable that holds the Hub token; None leaves the choice to
             huggingface_hub.
+        remotes: Further Hubs by name.
     """
 
     home: Path
     database_url: str | None = None
     endpoint: str | None = None
     token_env: str | None = None
+    remotes: Mapping[str, Remote] = field(default_factory=dict)
 
     @property
     def file(self) -> Path:
@@ -65,6 +85,57 @@ class Config:
             )
         return value
 
+    def remote(self, name: str) -> Remote:
+        """The Hub of that name.
+
+        Raises:
+            UsageError: There is none.
+        """
+        if name not in self.remotes:
+            known = ", ".join(sorted(self.remotes)) or "none"
+            raise UsageError(
+                f"there is no remote '{name}'",
+                hint=f"add [remotes.{name}] with its endpoint to {self.file}; known: {known}",
+            )
+        return self.remotes[name]
+
+    def token_at(self, endpoint: str) -> str | bool | None:
+        """The token for a Hub named by its address: False, send none, where none is meant for it.
+
+        Raises:
+            UsageError: The variable that holds it is not set.
+        """
+        if endpoint.rstrip("/") == self._default_endpoint:
+            return self.token()
+        for remote in self.remotes.values():
+            if remote.endpoint == endpoint.rstrip("/") and remote.token_env:
+                return self.token(remote.token_env)
+        return False
+
+    def expand(self, reference: str) -> str:
+        """A reference in which the name of a remote has become its address.
+
+        ``lab://owner/name`` becomes ``https://hub.lab.example/owner/name``; an address at the
+        default Hub becomes ``hf://owner/name``; anything else stays as it is.
+
+        Raises:
+            UsageError: There is no such remote.
+        """
+        match = re.match(r"([A-Za-z][\w-]*)://", reference)
+        if match is None or match[1] == "hf":
+            return reference
+        if match[1] not in {"http", "https"}:
+            return f"{self.remote(match[1]).endpoint}/{reference[match.end() :]}"
+        here = f"{self._default_endpoint}/"
+        if reference.startswith(here):
+            return "hf://" + reference.removeprefix(here).replace("/tree/", "@", 1)
+        return reference
+
+    @property
+    def _default_endpoint(self) -> str:
+        given = self.endpoint or os.environ.get("HF_ENDPOINT") or _DEFAULT_ENDPOINT
+        return given.rstrip("/")
+
 
 def load_config(home: Path | None = None) -> Config:
     """Read the settings in effect.
@@ -88,11 +159,35 @@ def load_config(home: Path | None = None) -> Config:
             raise UsageError(f"{file}: '{key}' must be a string")
         body.pop(key, None)
         settings[key] = value
+    remotes = _remotes(body.pop("remotes", {}), file)
     if body:
         raise UsageError(
-            f"{file}: unknown key '{min(body)}'", hint=f"known keys: {', '.join(sorted(_KEYS))}"
+            f"{file}: unknown key '{min(body)}'",
+            hint=f"known keys: {', '.join(sorted(_KEYS | {'remotes'}))}",
         )
-    return Config(home, **settings)
+    return Config(home, **settings, remotes=remotes)
+
+
+def _remotes(body: object, file: Path) -> dict[str, Remote]:
+    if not isinstance(body, dict):
+        raise UsageError(f"{file}: 'remotes' must be tables", hint="write [remotes.NAME]")
+    remotes = {}
+    for name, settings in body.items():
+        where = f"{file}, [remotes.{name}]"
+        if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII) or name in {"hf", "http", "https"}:
+            raise UsageError(
+                f"{where}: cannot be the name of a remote",
+                hint="begin with a letter, use letters, digits, '-' and '_'; hf is the default Hub",
+            )
+        if not isinstance(settings, dict) or not settings.keys() <= {"endpoint", "token_env"}:
+            raise UsageError(f"{where}: takes endpoint and token_env only")
+        endpoint, token_env = settings.get("endpoint"), settings.get("token_env")
+        if not isinstance(endpoint, str) or not re.fullmatch(r"https?://[^\s@]+", endpoint):
+            raise UsageError(f"{where}: 'endpoint' must be an address", hint="https://HOST")
+        if token_env is not None and not isinstance(token_env, str):
+            raise UsageError(f"{where}: 'token_env' must be the name of a variable")
+        remotes[name] = Remote(endpoint.rstrip("/"), token_env)
+    return remotes
 
 
 def _default_home() -> Path:

@@ -94,6 +94,13 @@ class IncompatibleError(LorahubError):
     exit_code = ExitCode.INVALID
 
 
+class LicenseError(LorahubError):
+    """A licence that the parents do not allow: state another, or leave some of them out."""
+
+    code = "license"
+    exit_code = ExitCode.INVALID
+
+
 class InvalidCatalogError(LorahubError):
     """An exported catalog that is damaged, or none: export it again."""
 
@@ -120,6 +127,12 @@ class NetworkError(LorahubError):
 
     code = "network"
     exit_code = ExitCode.NETWORK
+
+
+class OfflineError(NetworkError):
+    """There is no connection to the Hub: what is local works, the rest has to wait."""
+
+    code = "offline"
 
 
 class StorageError(LorahubError):

@@ -6,11 +6,10 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
+from lorahub.adapter import Source
 from lorahub.errors import InvalidRecipeError, UsageError
 from store import AdapterFilter
 from store.values import Span
-
-SOURCES = ("hub", "folder", "merge")
 
 
 def parse_filter(
@@ -38,8 +37,8 @@ def parse_filter(
     Raises:
         UsageError: A text that cannot be read, by its name.
     """
-    if source not in {None, *SOURCES}:
-        raise UsageError(f"--source '{source}' is not one of {', '.join(SOURCES)}")
+    if source not in {None, *Source}:
+        raise UsageError(f"--source '{source}' is not one of {', '.join(Source)}")
     return AdapterFilter(
         base=base,
         rank=_span("rank", rank, _whole, "write 8, 8..16, ..16 or 8.."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from lorahub.adapter import Adapter, Reference
@@ -35,10 +36,8 @@ def find(catalog: Catalog, reference: Reference) -> Adapter | None:
         return catalog.by_folder(Path(reference.text).expanduser().absolute())
     if not reference.is_hub and (named := catalog.by_name(reference.text)):
         return named
-    if reference.repo_id is not None and (
-        pulled := catalog.by_repo(reference.repo_id, reference.revision)
-    ):
-        return pulled[0]
+    if reference.repo_id is not None and (pulled := _pulled(catalog, reference)):
+        return pulled
     if is_folder(reference):
         return catalog.by_folder(Path(reference.text).absolute())
     if len(reference.text) >= 6 and set(reference.text) <= set("0123456789abcdef"):
@@ -50,6 +49,21 @@ def find(catalog: Catalog, reference: Reference) -> Adapter | None:
             )
         return found[0] if found else None
     return None
+
+
+def _pulled(catalog: Catalog, reference: Reference) -> Adapter | None:
+    """The newest adapter of a repository; of any Hub, unless the reference names one."""
+    assert reference.repo_id is not None
+    found = catalog.by_repo(reference.repo_id, reference.revision)
+    if reference.endpoint is not None:
+        found = [a for a in found if a.origin.endpoint == reference.endpoint]
+    return next(iter(found), None)
+
+
+def with_content(catalog: Catalog, content_hash: str, used: Collection[str]) -> Adapter | None:
+    """An adapter of that content; one not among the names ``used``, where there are several."""
+    found = catalog.by_hash(content_hash)
+    return next((a for a in found if a.name not in used), next(iter(found), None))
 
 
 def is_folder(reference: Reference) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lorahub import formats
-from lorahub.adapter import Adapter, AdapterInfo, Origin, Source
+from lorahub.adapter import Adapter, Origin, Source
 from lorahub.config import Config
 from lorahub.errors import (
     ConflictError,
@@ -22,12 +21,13 @@ from lorahub.errors import (
 )
 from lorahub.events import Listener, Warned
 from lorahub.integrity import check_unchanged, file_sha256
+from lorahub.lookup import with_content
 from lorahub.output import check_name, new_folder
+from lorahub.packed import check_pack, pack_beside
+from lorahub.provenance import is_result_of, parents_of, pinned_recipe, plan_again, warnings_of
 from lorahub.record import (
     FILE_NAME,
-    PACK_NAME,
     RECIPE_NAME,
-    Packed,
     Parent,
     Record,
     Verification,
@@ -35,8 +35,7 @@ from lorahub.record import (
 from store import Catalog, RunDraft
 
 if TYPE_CHECKING:
-    from lorahub.engine.plan import PackTarget, Plan
-    from lorahub.engine.run import MergedModule
+    from lorahub.engine.plan import Plan
     from lorahub.recipe import Recipe
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -58,6 +57,7 @@ def plan_for(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
         LorahubError: As `lorahub.workspace.Workspace.plan`.
     """
     from lorahub.engine.plan import make_plan
+    from lorahub.engine.weights import spread
     from lorahub.methods.registry import get
 
     for source, adapter in zip(recipe.sources, adapters, strict=True):
@@ -72,6 +72,7 @@ def plan_for(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
         [source.weight for source in recipe.sources],
         get(recipe.method),
         recipe.parameters,
+        patterns=spread(recipe.weights, [source.weights for source in recipe.sources], adapters),
         scale=recipe.scale,
         normalize=recipe.normalize,
         allocate=recipe.allocate,
@@ -81,6 +82,32 @@ def plan_for(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
         seed=recipe.seed,
         base_model=recipe.base,
     )
+
+
+@contextmanager
+def closing_run(catalog: Catalog, run_id: int) -> Iterator[None]:
+    """Record how the run ended if the block does not end well."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        catalog.end_run(run_id, "interrupted", "interrupted by the user")
+        raise
+    except BaseException as error:
+        catalog.end_run(run_id, "failed", str(error))
+        raise
+
+
+def output_of(name: str | None, folder: Path | None, config: Config) -> tuple[str, Path]:
+    """Name and absolute folder of a result of which at least one is given.
+
+    Raises:
+        UsageError: Neither is, or the name cannot be one.
+    """
+    if name is None and folder is None:
+        raise UsageError("the result has no place", hint="give --name NAME, or -o FOLDER, or both")
+    name = name or (folder.name if folder else "")
+    check_name(name)
+    return name, (folder or config.adapters / name).expanduser().absolute()
 
 
 class Merger:
@@ -114,9 +141,9 @@ class Merger:
         run_id = self._catalog.begin_run(
             RunDraft(plan.digest, recipe.to_yaml(), plan.method.name, str(target))
         )
-        with self._closing_run(run_id):
+        with closing_run(self._catalog, run_id):
             with new_folder(target, self._config.home / "locks", replace=force) as partial:
-                record = self._write(plan, name, partial, device, workers, listener)
+                record = self.write(plan, name, partial, device, workers, listener)
             adapter = self._catalogue(run_id, plan, name, target, record, known)
             return Merged(adapter, record, "merged")
 
@@ -126,14 +153,7 @@ class Merger:
         Raises:
             UsageError: The recipe names neither, or a name that cannot be one.
         """
-        output = recipe.output
-        if output.name is None and output.folder is None:
-            raise UsageError(
-                "the merge has no output", hint="give --name NAME, or -o FOLDER, or both"
-            )
-        name = output.name or (output.folder.name if output.folder else "")
-        check_name(name)
-        return name, (output.folder or self._config.adapters / name).expanduser().absolute()
+        return output_of(recipe.output.name, recipe.output.folder, self._config)
 
     def _already_there(
         self, name: str, target: Path, plan: Plan, known: Adapter | None, *, force: bool
@@ -144,7 +164,7 @@ class Merger:
         that was killed before it could say so: it is taken over.
         """
         record = Record.read(target) if target.is_dir() and not force else None
-        same = record is not None and _is_result_of(record, plan)
+        same = record is not None and is_result_of(record, plan)
         if record is not None and same and file_sha256(target / _WEIGHTS) == record.weights_sha256:
             if known is not None and known.origin.folder == target:
                 return Merged(known, record, "unchanged")
@@ -164,18 +184,7 @@ class Merger:
                 raise ConflictError(f"'{name}' is one of the sources; choose another --name")
         return None
 
-    @contextmanager
-    def _closing_run(self, run_id: int) -> Iterator[None]:
-        try:
-            yield
-        except KeyboardInterrupt:
-            self._catalog.end_run(run_id, "interrupted", "interrupted by the user")
-            raise
-        except BaseException as error:
-            self._catalog.end_run(run_id, "failed", str(error))
-            raise
-
-    def _write(
+    def write(
         self,
         plan: Plan,
         name: str,
@@ -184,6 +193,11 @@ class Merger:
         workers: int | None,
         listener: Listener,
     ) -> Record:
+        """Write the result of ``plan`` with all that belongs to it into an empty folder.
+
+        Raises:
+            VerificationError: It is further from its definition than its dtype allows.
+        """
         from lorahub.card import render_card
         from lorahub.engine.plan import LORAHUB_VERSION
         from lorahub.engine.run import run
@@ -192,7 +206,7 @@ class Merger:
         weights = folder / _WEIGHTS
         done = run(plan, weights, device=device, workers=workers, listener=listener)
         digest, plan = plan.digest, done.plan
-        ranks = {m.name: m.rank for m in done.modules}
+        ranks = {m.name: m.rank for m in done.modules if m.rank}
         reports = {m.name: m.report for m in done.modules if m.report}
         config = formats.peft.config_for(
             ranks,
@@ -209,7 +223,7 @@ class Merger:
         _require(check, name)
         packed = None
         if plan.pack:
-            packed = _pack(folder, name, info, plan.pack, listener)
+            packed = pack_beside(folder, name, info, plan.pack, listener)
             info = formats.inspect(folder)
             ranks = {m.name: m.rank for m in info.modules}
             check = verify(plan, weights, info.modules, reports=reports, workers=workers)
@@ -228,17 +242,19 @@ class Merger:
             seed=plan.seed,
             dtype=plan.dtype,
             base_model=plan.base_model,
-            parents=_parents(plan),
+            parents=parents_of(plan),
             modules=len(ranks),
             rank=max(ranks.values()),
             weights_sha256=info.weights_sha256,
             verification=check,
-            notes=plan.notes + _warnings_of(done.modules),
+            license=plan.license,
+            notes=plan.notes + warnings_of(done.modules),
             reports=reports,
         )
         (folder / FILE_NAME).write_text(record.to_json(), encoding="utf-8")
-        (folder / RECIPE_NAME).write_text(_pinned(plan, name).to_yaml(), encoding="utf-8")
-        card = render_card(record, name=name, targets=info.targets, paper=plan.method.paper)
+        recipe = pinned_recipe(plan, name).to_yaml()
+        (folder / RECIPE_NAME).write_text(recipe, encoding="utf-8")
+        card = render_card(record, info, name=name, paper=plan.method.paper, recipe=recipe)
         (folder / "README.md").write_text(card, encoding="utf-8")
         return record
 
@@ -264,9 +280,7 @@ class Merger:
 
     def verify(self, adapter: Adapter, listener: Listener) -> Verification:
         """Recompute a merged adapter; see `lorahub.workspace.Workspace.verify`."""
-        from lorahub.engine.plan import make_plan
         from lorahub.engine.verify import verify
-        from lorahub.methods.registry import get
 
         record = Record.read(adapter.origin.folder)
         if record is None:
@@ -277,25 +291,12 @@ class Merger:
         check_unchanged(adapter)
         if record.weights_sha256 != adapter.info.weights_sha256:
             raise IntegrityError(f"the weights of '{adapter.name}' are not those of its record")
-        _check_pack(adapter, record)
-        parents = [self._parent(parent) for parent in record.parents]
-        for parent in parents:
-            check_unchanged(parent)
-        method = get(record.method)
-        plan = make_plan(
-            parents,
-            [p.weight for p in record.parents],
-            method,
-            record.parameters,
-            scale=record.scale,
-            normalize=record.normalize,
-            allocate=record.allocate,  # type: ignore[arg-type]  # make_plan wrote it
-            budget=record.budget,
-            pack=_asked(record.packed),
-            dtype=record.dtype,
-            seed=record.seed,
-            base_model=record.base_model,
-        ).with_factors([p.factor for p in record.parents])
+        check_pack(adapter, record)
+        parents: list[Adapter] = []
+        for parent in record.parents:
+            parents.append(self._parent(parent, {known.name for known in parents}))
+            check_unchanged(parents[-1])
+        plan = plan_again(record, parents)
         check = verify(
             plan,
             adapter.weights_path,
@@ -308,121 +309,15 @@ class Merger:
         _require(check, adapter.name)
         return check
 
-    def _parent(self, parent: Parent) -> Adapter:
-        found = self._catalog.by_hash(parent.content_hash)
-        if not found:
+    def _parent(self, parent: Parent, used: set[str]) -> Adapter:
+        found = with_content(self._catalog, parent.content_hash, used)
+        if found is None:
             where = f"{parent.repo_id}@{parent.revision}" if parent.repo_id else parent.reference
             raise NotFoundError(
                 f"source '{parent.reference}' is no longer in the catalog",
                 hint=f"pull it again: `lorahub pull {where}`",
             )
-        return found[0]
-
-
-def _pack(
-    folder: Path, name: str, info: AdapterInfo, target: PackTarget, listener: Listener
-) -> Packed:
-    """Pack the adapter in ``folder`` beside itself, and put what it decodes to in its place."""
-    from lorahub import packing
-
-    pack = folder / PACK_NAME
-    found = packing.pack(
-        [packing.PackInput(name, folder, info)],
-        pack,
-        ratio=target.ratio,
-        bytes_budget=target.limit,
-        listener=listener,
-    )
-    for replaced in (info.weights_file, formats.peft.CONFIG_NAME):
-        (folder / replaced).unlink()
-    packing.unpack(pack, name, folder)
-    (member,) = found.members
-    return Packed(
-        target.ratio,
-        target.limit,
-        found.bytes,
-        file_sha256(pack),
-        member.codec,
-        member.error,
-        member.worst_error,
-        tuple((c.codec, c.bytes, c.error) for c in member.table),
-    )
-
-
-def _asked(pack: Packed | PackTarget | None) -> float | str | None:
-    """How small a pack was asked to be, as a recipe says it."""
-    return (pack.ratio or f"{pack.limit} bytes") if pack else None
-
-
-def _check_pack(adapter: Adapter, record: Record) -> None:
-    """Raise IntegrityError unless the pack beside the weights is the one that was made."""
-    if record.packed is None:
-        return
-    path = adapter.origin.folder / PACK_NAME
-    if not path.is_file() or file_sha256(path) != record.packed.sha256:
-        raise IntegrityError(
-            f"{path}: is gone, or is not the pack that was made",
-            hint="merge again from the recipe beside it",
-        )
-
-
-def _is_result_of(record: Record, plan: Plan) -> bool:
-    """Whether a record tells of this very merge.
-
-    A merge that left normalising open is also the result of a plan that asks for what it came
-    to, as its own pinned recipe does.
-    """
-    if record.digest == plan.digest:
-        return True
-    left_open = replace(plan, normalize=None)
-    return record.normalize == plan.normalize and record.digest == left_open.digest
-
-
-def _parents(plan: Plan) -> tuple[Parent, ...]:
-    return tuple(
-        Parent(
-            reference=(f"{a.origin.repo_id}@{a.origin.revision}" if a.origin.repo_id else a.name),
-            content_hash=a.info.content_hash,
-            weight=weight,
-            factor=factor,
-            repo_id=a.origin.repo_id,
-            revision=a.origin.revision,
-            endpoint=a.origin.endpoint,
-            license=a.info.license,
-        )
-        for a, weight, factor in zip(
-            plan.adapters, plan.weights, plan.factors or [1.0] * len(plan.adapters), strict=True
-        )
-    )
-
-
-def _warnings_of(modules: Sequence[MergedModule]) -> tuple[str, ...]:
-    """What the method warned of in its reports, each once with the number of modules."""
-    counts = Counter(m.report["warning"] for m in modules if "warning" in m.report)
-    return tuple(f"{count} of {len(modules)} modules: {text}" for text, count in counts.items())
-
-
-def _pinned(plan: Plan, name: str) -> Recipe:
-    """The recipe that makes the same result again, every source pinned by content."""
-    from lorahub.recipe import OutputSpec, Recipe, SourceSpec
-
-    return Recipe(
-        method=plan.method.name,
-        parameters={k: v for k, v in plan.parameters.items() if v is not None},
-        sources=tuple(
-            SourceSpec(adapter=p.reference, weight=p.weight, sha256=p.content_hash)
-            for p in _parents(plan)
-        ),
-        scale=plan.scale,
-        normalize=plan.normalize,
-        allocate=plan.budget.rule if plan.budget else None,
-        budget=plan.budget.parameters if plan.budget else None,
-        pack=_asked(plan.pack),
-        dtype=plan.dtype,  # type: ignore[arg-type]  # one of the three by construction
-        seed=plan.seed,
-        base=plan.base_model,
-        output=OutputSpec(name=name),
-    )
+        return found
 
 
 def _require(check: Verification, name: str) -> None:

@@ -1,17 +1,21 @@
-"""Writing a folder all at once: nobody ever sees half of it."""
+"""Writing a folder or a file all at once: nobody ever sees half of it."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
 from lorahub.errors import ConflictError, StorageError, UsageError
+
+_OTHER_FOLDER = "choose another folder or name, or remove it; a merge replaces it with --force"
+_OTHER_FILE = "choose another file, or pass --force"
+_PARTIAL = re.compile(r"\.(.+)\.partial-[^/]+", re.DOTALL)
 
 
 def check_name(name: str) -> str:
@@ -45,15 +49,118 @@ def new_folder(target: Path, locks: Path, *, replace: bool = False) -> Iterator[
         ConflictError: ``target`` exists, or another process is writing it.
         StorageError: The disk is full, read-only or failing.
     """
+    if target.exists() and not replace:
+        raise _exists(target, _OTHER_FOLDER)
+    with _beside(target, locks) as partial:
+        yield partial
+        for file in partial.rglob("*"):
+            _sync(file)
+        _move(partial, target, replace=replace)
+
+
+@contextmanager
+def new_file(target: Path, locks: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a path where nothing is yet; the file written there becomes ``target``.
+
+    As `new_folder`: the path is in a folder of its own beside ``target``.
+
+    Raises:
+        ConflictError: ``target`` exists, or another process is writing it.
+        StorageError: The disk is full, read-only or failing.
+    """
+    if target.exists() and not (replace and target.is_file()):
+        raise _exists(target, _OTHER_FILE)
+    with _beside(target, locks) as partial:
+        file = partial / target.name
+        yield file
+        _sync(file)
+        if target.exists() and not replace:
+            raise _exists(target, _OTHER_FILE)
+        file.replace(target)
+        _sync(target.parent)
+
+
+def partials(folder: Path) -> list[tuple[Path, Path]]:
+    """What killed processes left in a folder: (partial, what it was to become), sorted.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
+    found = [(p, _PARTIAL.fullmatch(p.name)) for p in folder.iterdir() if p.is_dir()]
+    return sorted((path, path.with_name(match[1])) for path, match in found if match)
+
+
+def is_being_written(target: Path, locks: Path) -> bool:
+    """Whether a living process writes ``target`` right now."""
+    try:
+        with _locked(target, locks):
+            return False
+    except ConflictError:
+        return True
+
+
+def remove_folder(folder: Path, locks: Path, target: Path | None = None) -> None:
+    """Remove a folder in one step for everybody who looks at it; one that is gone already is fine.
+
+    Args:
+        folder: What to remove; nothing outside it is touched, links are not followed.
+        locks: As for `new_folder`.
+        target: What ``folder`` was to become, where it is what a killed process left.
+
+    Raises:
+        ConflictError: Another process is writing it.
+        StorageError: It cannot be removed, or not whole.
+    """
+    try:
+        with _locked(target or folder, locks):
+            gone = folder
+            if target is None:
+                gone = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+                folder.rename(gone)
+            _remove_tree(gone)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: cannot be removed ({error.strerror or error})",
+            hint="see its permissions, and try again",
+        ) from error
+
+
+def _remove_tree(folder: Path) -> None:
+    while True:
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:  # somebody else removes it too
+            if folder.exists():
+                continue
+        return
+
+
+@contextmanager
+def _locked(target: Path, locks: Path) -> Iterator[None]:
+    """Hold the lock of ``target``.
+
+    Raises:
+        ConflictError: Another process holds it.
+    """
     from filelock import FileLock, Timeout
 
-    if target.exists() and not replace:
-        raise _exists(target)
+    locks.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(str(target.absolute()).encode()).hexdigest()[:32]
     try:
-        locks.mkdir(parents=True, exist_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        key = hashlib.sha256(str(target.absolute()).encode()).hexdigest()[:32]
         with FileLock(locks / f"{key}.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ConflictError(f"{target}: another lorahub is writing it right now") from error
+
+
+@contextmanager
+def _beside(target: Path, locks: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``target``, which is removed at the end if it is still there."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target, locks):
             prefix = f".{target.name}.partial-"
             for stale in target.parent.glob(f"{prefix}*"):
                 shutil.rmtree(stale, ignore_errors=True)
@@ -61,13 +168,8 @@ def new_folder(target: Path, locks: Path, *, replace: bool = False) -> Iterator[
             try:
                 partial.chmod(0o777 & ~_umask())
                 yield partial
-                for file in partial.rglob("*"):
-                    _sync(file)
-                _move(partial, target, replace=replace)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-    except Timeout as error:
-        raise ConflictError(f"{target}: another lorahub is writing it right now") from error
     except OSError as error:
         raise StorageError(
             f"{target}: cannot be written ({error.strerror or error})",
@@ -75,20 +177,20 @@ def new_folder(target: Path, locks: Path, *, replace: bool = False) -> Iterator[
         ) from error
 
 
-@contextmanager
-def new_file(target: Path) -> Iterator[TextIO]:
-    """Open a text that becomes ``target``, in place of what is there, if the block ends well.
+def write_text(target: Path, text: str) -> None:
+    """Write a text file in one step, in place of what was there.
 
     Raises:
         StorageError: The disk is full, read-only or failing.
     """
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.partial-", dir=target.parent)
+        partial = Path(name)
         try:
-            with partial.open("x", encoding="utf-8") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            partial.chmod(0o666 & ~_umask())
+            _sync(partial)
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
@@ -111,16 +213,13 @@ def _move(partial: Path, target: Path, *, replace: bool) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         if target.exists():
-            raise _exists(target)
+            raise _exists(target, _OTHER_FOLDER)
         partial.rename(target)
     _sync(target.parent)
 
 
-def _exists(target: Path) -> ConflictError:
-    return ConflictError(
-        f"{target}: already exists",
-        hint="choose another folder or name, or remove it; a merge replaces it with --force",
-    )
+def _exists(target: Path, hint: str) -> ConflictError:
+    return ConflictError(f"{target}: already exists", hint=hint)
 
 
 def _umask() -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from lorahub import packing
 from lorahub.adapter import Adapter
 from lorahub.events import Listener, ignore
-from lorahub.output import new_folder
+from lorahub.output import new_file, new_folder
 from lorahub.packing import PackInfo, PackInput
 
 
@@ -26,6 +26,7 @@ def pack(
     adapters: Sequence[Adapter],
     out: Path,
     *,
+    locks: Path,
     ratio: float | None = None,
     bytes_budget: int | None = None,
     error: float | None = None,
@@ -33,17 +34,22 @@ def pack(
     force: bool = False,
     listener: Listener = ignore,
 ) -> PackInfo:
-    """Write catalogued adapters into one pack; see `lorahub.packing.pack`."""
-    return packing.pack(
-        [PackInput(a.name, a.origin.folder, a.info) for a in adapters],
-        out.expanduser().absolute(),
-        ratio=ratio,
-        bytes_budget=bytes_budget,
-        error=error,
-        protect=protect,
-        replace=force,
-        listener=listener,
-    )
+    """Write catalogued adapters into one pack; see `lorahub.packing.pack`.
+
+    What a killed process left of the same pack is removed; ``locks`` keeps two writers apart.
+    """
+    out = out.expanduser().absolute()
+    with new_file(out, locks, replace=force) as partial:
+        packing.pack(
+            [PackInput(a.name, a.origin.folder, a.info) for a in adapters],
+            partial,
+            ratio=ratio,
+            bytes_budget=bytes_budget,
+            error=error,
+            protect=protect,
+            listener=listener,
+        )
+    return packing.read_info(out)
 
 
 def unpack(

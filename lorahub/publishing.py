@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from lorahub import formats
+from lorahub import extraction, formats
 from lorahub.adapter import Adapter
-from lorahub.errors import UnsupportedAdapterError, UsageError
+from lorahub.errors import (
+    LicenseError,
+    LorahubError,
+    UnsupportedAdapterError,
+    UsageError,
+)
 from lorahub.integrity import file_sha256
+from lorahub.licenses import combine, forbidding
 from lorahub.output import new_folder
-from lorahub.record import FILE_NAME, PACK_NAME, RECIPE_NAME
+from lorahub.record import FILE_NAME, PACK_NAME, RECIPE_NAME, Record
+
+FORMATS = ("peft", "equal-ranks")
+"""What an export can be: the files as they are, or with one rank and scaling 1 throughout."""
+
+_CARD = "README.md"
 
 
 def publishable(adapter: Adapter) -> tuple[Path, ...]:
@@ -19,23 +32,98 @@ def publishable(adapter: Adapter) -> tuple[Path, ...]:
     names = (
         adapter.info.weights_file,
         formats.peft.CONFIG_NAME,
-        "README.md",
+        _CARD,
         FILE_NAME,
+        extraction.FILE_NAME,
         RECIPE_NAME,
         PACK_NAME,
     )
     return tuple(p for n in names if (p := adapter.origin.folder / n).is_file())
 
 
+@contextmanager
+def prepared(adapter: Adapter, repo_id: str) -> Iterator[tuple[Path, ...]]:
+    """The files to publish at ``repo_id``, with a card that says how to load it from there.
+
+    A card that somebody wrote or changed stays as it is.
+    """
+    files = publishable(adapter)
+    text = _card(adapter, repo_id)
+    if text is None:
+        yield files
+        return
+    with TemporaryDirectory(prefix="lorahub-") as folder:
+        card = Path(folder) / _CARD
+        card.write_text(text, encoding="utf-8")
+        yield (*(f for f in files if f.name != _CARD), card)
+
+
+def _card(adapter: Adapter, repo_id: str) -> str | None:
+    """The card made for a repository, or None where the one that is there has to stay."""
+    from lorahub.card import render_card, render_plain_card
+    from lorahub.methods.registry import get
+
+    folder, info = adapter.origin.folder, adapter.info
+    path = folder / _CARD
+    record = Record.read(folder)
+    if record is None:
+        known = info.format == "peft" and info.modules and not path.exists()
+        return render_plain_card(info, name=adapter.name, repo_id=repo_id) if known else None
+    try:
+        recipe = (folder / RECIPE_NAME).read_text(encoding="utf-8")
+        written = path.read_text(encoding="utf-8")
+        paper = get(record.method).paper
+    except (OSError, UnicodeDecodeError, LorahubError):
+        return None
+
+    def render(place: str | None) -> str:
+        return render_card(
+            record, info, name=adapter.name, paper=paper, recipe=recipe, repo_id=place
+        )
+
+    return render(repo_id) if written == render(None) else None
+
+
+def check_license(adapter: Adapter) -> None:
+    """Refuse a merged adapter whose card states a licence that its parents do not allow.
+
+    Raises:
+        LicenseError: Naming the parents, and what each of them asks.
+    """
+    record = Record.read(adapter.origin.folder)
+    stated = formats.read_card(adapter.origin.folder).license
+    if record is None or stated is None:
+        return
+    parents = [(p.reference, p.license) for p in record.parents]
+    reasons = forbidding(stated, parents)
+    if reasons:
+        fitting = combine(parents).license
+        state = f"state {fitting}" if fitting else "state none"
+        raise LicenseError(
+            f"the card of '{adapter.name}' states {stated}, which its parents do not allow: "
+            f"{'; '.join(reasons)}",
+            hint=f"{state} in {adapter.origin.folder / 'README.md'}, or merge without them; "
+            "lorahub reads licences coarsely and gives no legal advice",
+        )
+
+
 def export(adapter: Adapter, target: Path, locks: Path, *, format_name: str) -> None:
-    """Copy an adapter into a new folder; see `lorahub.workspace.Workspace.export`."""
-    if format_name != "peft":
-        raise UsageError(f"there is no export format '{format_name}'", hint="known: peft")
+    """Write an adapter into a new folder; see `lorahub.workspace.Workspace.export`."""
+    if format_name not in FORMATS:
+        raise UsageError(
+            f"there is no export format '{format_name}'", hint=f"known: {', '.join(FORMATS)}"
+        )
     if adapter.info.format != "peft":
         raise UnsupportedAdapterError(
             f"'{adapter.name}' is {adapter.info.format}, not PEFT",
             hint="only PEFT LoRA adapters can be exported",
         )
+    if format_name == "equal-ranks":
+        from lorahub.formats.equal_ranks import write_equal_ranks
+
+        with new_folder(target, locks) as partial:
+            write_equal_ranks(adapter.info, adapter.weights_path, partial)
+        return
     files = publishable(adapter)
     # The same export again is done already: its process may have been stopped right after it.
     if not _holds_just(target, files):

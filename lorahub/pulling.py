@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Event, Lock
+from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
 from lorahub import formats
 from lorahub.adapter import Adapter, Origin, Reference, Source
 from lorahub.config import Config
-from lorahub.errors import LorahubError, NotFoundError, UsageError
-from lorahub.events import Listener
-from lorahub.integrity import file_sha256
+from lorahub.errors import (
+    IntegrityError,
+    LorahubError,
+    NotFoundError,
+    OfflineError,
+    UsageError,
+)
+from lorahub.events import Advanced, Event, Listener, PhaseStarted, Warned
+from lorahub.integrity import check_unchanged, file_sha256
 from lorahub.lookup import is_folder
 from lorahub.output import check_name, new_folder
 from lorahub.parallel import each
@@ -24,7 +32,7 @@ from store import Catalog
 if TYPE_CHECKING:
     from lorahub.hub import Hub
 
-WORKERS = 4
+WORKERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,29 +55,45 @@ class Puller:
         self._config = config
         self._catalog = catalog
         self._writing = Lock()
+        self._offline: dict[str | None, OfflineError] = {}
 
     def pull(
         self,
         references: Sequence[str],
         hub: Hub,
+        hub_at: Callable[[str], Hub],
         *,
         name: str | None,
         all_files: bool,
         allow_pickle: bool,
         listener: Listener,
     ) -> tuple[Pulled, ...]:
-        """One outcome per reference, in order; see `lorahub.workspace.Workspace.pull`."""
+        """One outcome per reference, in order; see `lorahub.workspace.Workspace.pull`.
+
+        ``hub`` is asked for what no address says otherwise, ``hub_at(address)`` for the rest.
+        """
         if not references:
             raise UsageError("nothing to pull", hint="name a Hub repository or a folder")
         if name is not None:
             check_name(name)
             if len(references) > 1:
                 raise UsageError("--name goes with one reference")
-        stopped = Event()
+        stopped = threading.Event()
+        progress = _Progress(listener, len(references))
 
         def pull_one(text: str) -> Pulled:
+            outcome = attempt(text)
+            progress.advance(text)
+            return outcome
+
+        def attempt(text: str) -> Pulled:
             try:
-                origin = self._fetch(text, hub, all_files, allow_pickle, listener)
+                reference = Reference.parse(text)
+                asked = hub_at(reference.endpoint) if reference.endpoint else hub
+                known = None if all_files else self._at_commit(reference, asked)
+                if known is not None and name in {None, known.name}:
+                    return Pulled(text, "up to date", known, None)
+                origin = self._fetch(reference, asked, all_files, allow_pickle, progress.listener)
                 adapter, added = self._register(
                     origin, name, allow_pickle=allow_pickle, stopped=stopped
                 )
@@ -85,10 +109,37 @@ class Puller:
                 stopped.set()
             raise
 
+    def _at_commit(self, reference: Reference, hub: Hub) -> Adapter | None:
+        """What is in the catalog already of a reference that names a full commit."""
+        if reference.repo_id is None or not re.fullmatch(r"[0-9a-f]{40}", reference.revision or ""):
+            return None
+        for known in self._catalog.by_repo(reference.repo_id, reference.revision):
+            if known.origin.endpoint == hub.endpoint:
+                try:
+                    check_unchanged(known)
+                except IntegrityError:
+                    continue
+                return known
+        return None
+
+    def register(self, origin: Origin) -> tuple[Adapter, bool]:
+        """Catalogue the adapter that lies at ``origin``, and say whether it is new.
+
+        Raises:
+            InvalidAdapterError: There is none, or a damaged one.
+            IntegrityError: Its record is none.
+        """
+        return self._register(origin, None, allow_pickle=False, stopped=threading.Event())
+
     def _fetch(
-        self, text: str, hub: Hub, all_files: bool, allow_pickle: bool, listener: Listener
+        self,
+        reference: Reference,
+        hub: Hub,
+        all_files: bool,
+        allow_pickle: bool,
+        listener: Listener,
     ) -> Origin:
-        reference = Reference.parse(text)
+        text = reference.text
         if reference.pack is not None:
             return Origin(Source.FOLDER, self._unpacked(reference))
         if reference.is_path or is_folder(reference):
@@ -102,10 +153,21 @@ class Puller:
                 f"'{text}' is neither a folder nor a Hub repository",
                 hint="a repository is owner/name[@revision]; start a folder with ./ or /",
             )
-        snapshot = hub.resolve(reference.repo_id, reference.revision)
-        folder = hub.fetch(
-            snapshot, all_files=all_files, allow_pickle=allow_pickle, listener=listener
-        )
+        if hub.endpoint in self._offline:  # once is enough to wait for a Hub that is not there
+            first = self._offline[hub.endpoint]
+            raise OfflineError(f"{text} was not tried: {first.message}", hint=first.hint)
+        try:
+            snapshot = hub.resolve(reference.repo_id, reference.revision)
+            if snapshot.moved_to is not None:
+                listener(
+                    Warned(f"{snapshot.repo_id} is now {snapshot.moved_to}: use that name from now")
+                )
+            folder = hub.fetch(
+                snapshot, all_files=all_files, allow_pickle=allow_pickle, listener=listener
+            )
+        except OfflineError as error:
+            self._offline[hub.endpoint] = error
+            raise
         return Origin(
             Source.HUB,
             folder,
@@ -138,7 +200,7 @@ class Puller:
         return target
 
     def _register(
-        self, origin: Origin, name: str | None, *, allow_pickle: bool, stopped: Event
+        self, origin: Origin, name: str | None, *, allow_pickle: bool, stopped: threading.Event
     ) -> tuple[Adapter, bool]:
         """The catalogued adapter for an origin, and whether it is new."""
         if allow_pickle and (pickled := formats.find_pickle(origin.folder)):
@@ -150,7 +212,7 @@ class Puller:
                 if known.info.content_hash == info.content_hash and name in {None, known.name}:
                     return known, False
             default = origin.repo_id or origin.folder.name
-            wanted = name or default
+            wanted = name or self._followed_name(origin) or default
             taken = self._catalog.by_name(wanted)
             rename_older = None
             if taken is not None and name is None:
@@ -160,11 +222,26 @@ class Puller:
                 else:
                     wanted = f"{wanted}@{(origin.revision or info.content_hash)[:8]}"
             record = Record.read(origin.folder)
+            if record is not None and record.weights_sha256 != info.weights_sha256:
+                record = None  # what was trained on since is no longer what it tells of
             adapter = Adapter(wanted, origin, info, method=record.method if record else None)
-            return self._catalog.add(adapter, rename_older=rename_older), True
+            added = self._catalog.add(adapter, rename_older=rename_older)
+            if record is not None:
+                self._catalog.add_lineage(added.id, record.parents)
+            return added, True
+
+    def _followed_name(self, origin: Origin) -> str | None:
+        """The name that was given to what a repository's newest revision was before."""
+        if origin.repo_id is None or origin.requested_revision is not None:
+            return None
+        for known in self._catalog.by_repo(origin.repo_id):
+            plain = known.origin.requested_revision is None and "@" not in known.name
+            if plain and known.origin.endpoint == origin.endpoint:
+                return known.name
+        return None
 
     @contextmanager
-    def _unless(self, stopped: Event) -> Iterator[None]:
+    def _unless(self, stopped: threading.Event) -> Iterator[None]:
         """One thread at a time writes, and none once ``stopped`` is set."""
         with self._writing:
             if stopped.is_set():
@@ -186,6 +263,26 @@ class Puller:
             with new_folder(target, self._config.home / "locks") as partial:
                 formats.convert_pickle(origin.folder, partial)
         return replace(origin, folder=target)
+
+
+class _Progress:
+    """Files, while one adapter is pulled; adapters, while several are."""
+
+    def __init__(self, listener: Listener, count: int) -> None:
+        self._listener, self._count, self._done = listener, count, 0
+        self._lock = Lock()
+        if count > 1:
+            listener(PhaseStarted("pull", count, "adapters"))
+
+    def listener(self, event: Event) -> None:
+        if self._count == 1 or isinstance(event, Warned):
+            self._listener(event)
+
+    def advance(self, item: str) -> None:
+        if self._count > 1:
+            with self._lock:
+                self._done += 1
+                self._listener(Advanced("pull", self._done, item))
 
 
 def _same_line(one: Origin, other: Origin) -> bool:

@@ -1,4 +1,4 @@
-"""Recipes: what to merge and how, as YAML.
+r"""Recipes: what to merge and how, as YAML.
 
 method: svd
 parameters: {rank: 16}
@@ -6,6 +6,7 @@ sources:
   - adapter: owner/name@revision
     weight: 0.7
   - adapter: ./my-adapter
+    weights: {'layers\.(0|1)\.': 0.2}
 scale: 1.0
 dtype: BF16
 output: {name: my-merge}
@@ -23,16 +24,28 @@ from lorahub.errors import InvalidRecipeError
 
 MAX_BYTES = 1 << 20
 
+AUTO = "auto"
+"""Method of a recipe that leaves method, scale and rank to the adapters' figures."""
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Weight = Annotated[float, Field(allow_inf_nan=False)]
+_ByPattern = dict[Annotated[str, Field(min_length=1)], Weight]
+
+
 class SourceSpec(_Strict):
-    """One source: a reference, its weight, and optionally the content it must have."""
+    """One source: a reference, its weights, and optionally the content it must have.
+
+    ``weights`` gives weights by pattern, a regular expression that is looked for in module
+    names; there they replace ``weight``. The first pattern that matches decides.
+    """
 
     adapter: Annotated[str, Field(min_length=1)]
-    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    weight: Weight = 1.0
+    weights: _ByPattern = Field(default_factory=dict)
     sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$")] = None
 
 
@@ -46,15 +59,17 @@ class OutputSpec(_Strict):
 class Recipe(_Strict):
     """A merge as a user writes it; nothing in it is resolved.
 
+    ``weights`` holds for all sources what a source's own ``weights`` do not already decide.
     Relative folders, of sources and of the output, are relative to the recipe's file.
     """
 
     method: str
     sources: Annotated[tuple[SourceSpec, ...], Field(min_length=1)]
+    weights: _ByPattern = Field(default_factory=dict)
     parameters: dict[str, Any] = Field(default_factory=dict)
     scale: Annotated[float | None, Field(allow_inf_nan=False)] = None
     normalize: bool | None = None
-    allocate: Literal["welore", "energy", "relative", "uniform"] | None = None
+    allocate: Literal["welore", "energy", "relative", "prune", "uniform"] | None = None
     budget: str | float | None = None
     pack: str | float | None = None
     dtype: Literal["F32", "F16", "BF16"] | None = None
@@ -95,6 +110,36 @@ def make_recipe(body: object, where: str = "recipe") -> Recipe:
         raise InvalidRecipeError(
             f"{where}, key '{key}': {message}", hint="correct the key and try again"
         ) from error
+
+
+def check_auto(recipe: Recipe) -> None:
+    """Raise InvalidRecipeError for what a recipe of method ``auto`` cannot say."""
+    for name in recipe.parameters:
+        if name != "rank":
+            raise InvalidRecipeError(
+                f"method '{AUTO}' has no parameter '{name}'",
+                hint="it takes rank; name a method to set its parameters",
+            )
+    rank = recipe.parameters.get("rank", 1)
+    if isinstance(rank, bool) or not isinstance(rank, int):
+        raise InvalidRecipeError(
+            f"method '{AUTO}', parameter 'rank': {rank!r} is no whole number",
+            hint="give a number, or leave the rank to the figures",
+        )
+    for source in recipe.sources:
+        if source.weight <= 0:
+            raise InvalidRecipeError(
+                f"method '{AUTO}' adds adapters, but '{source.adapter}' has weight "
+                f"{source.weight:g}",
+                hint="leave it out, or name a method: 'svd' subtracts",
+            )
+    for some in (recipe.weights, *(source.weights for source in recipe.sources)):
+        for pattern, weight in some.items():
+            if weight < 0:
+                raise InvalidRecipeError(
+                    f"method '{AUTO}' adds adapters, but '{pattern}' has weight {weight:g}",
+                    hint="give 0 to leave modules out, or name a method: 'svd' subtracts",
+                )
 
 
 def load_recipe(path: Path) -> Recipe:

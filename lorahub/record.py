@@ -7,6 +7,7 @@ that its bytes are as reproducible as the weights.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +35,8 @@ class Parent:
         license: Licence its card states, or None.
         factor: What it was multiplied by to give all adapters the same norm; 1 where they were
             not normalised.
+        weights: Weights by pattern, which replaced ``weight`` at the modules that they match;
+            the first match decides.
     """
 
     reference: str
@@ -44,6 +47,14 @@ class Parent:
     endpoint: str | None = None
     license: str | None = None
     factor: float = 1.0
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def pinned(self) -> str:
+        """A reference that means the same source on another machine, where there can be one."""
+        if self.endpoint and self.repo_id:
+            return f"{self.endpoint.rstrip('/')}/{self.repo_id}@{self.revision}"
+        return self.reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +133,7 @@ class Record:
         rank: Largest rank written.
         weights_sha256: sha256 (hex) of the weights file.
         verification: How far the result is from its definition.
+        license: Licence under which all parents may be handed on together, or None.
         notes: What the method or the plan wanted remembered (e.g. partially shared modules).
         reports: By module name, what the method reported of it (e.g. clusters); may be empty.
     """
@@ -143,6 +155,7 @@ class Record:
     rank: int
     weights_sha256: str
     verification: Verification
+    license: str | None = None
     notes: tuple[str, ...] = ()
     reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -158,6 +171,8 @@ class Record:
         Raises:
             IntegrityError: The text is no record, or one of a newer version.
         """
+        from pydantic import TypeAdapter, ValidationError
+
         try:
             body = json.loads(text)
             version = body.pop("version")
@@ -166,20 +181,21 @@ class Record:
                     f"{where}: record version {version} is not {FORMAT_VERSION}",
                     hint="upgrade lorahub to read it",
                 )
-            body["parents"] = tuple(Parent(**p) for p in body["parents"])
-            if body["packed"] is not None:
-                body["packed"]["tried"] = tuple(tuple(t) for t in body["packed"]["tried"])
-                body["packed"] = Packed(**body["packed"])
-            check = body["verification"]
-            check["retained"] = tuple(check["retained"])
-            body["verification"] = Verification(**check)
-            body["notes"] = tuple(body["notes"])
-            return cls(**body)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise IntegrityError(
-                f"{where}: not a lorahub record ({error})",
-                hint="the file was edited or damaged; merge again from the recipe",
-            ) from error
+            record = TypeAdapter(cls).validate_python(body)
+            for parent in record.parents:
+                if not all(map(math.isfinite, (parent.weight, parent.factor))):
+                    raise ValueError(f"the weight of '{parent.reference}' is not a finite number")
+            return record
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            reason = f"{field}: {first['msg'].lower()}"
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = str(error)
+        raise IntegrityError(
+            f"{where}: not a lorahub record ({reason})",
+            hint="the file was edited or damaged; merge again from the recipe",
+        )
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:

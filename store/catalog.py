@@ -9,16 +9,31 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from store.adapters import Adapters
 from store.bases import Bases
+from store.keeping import Keeping
+from store.lineage import Lineage
 from store.listing import Listing
 from store.models import adapter_table, metadata
 from store.publications import Publications
+from store.remote import Remote
 from store.runs import Runs
 from store.search import unindexed
+from store.sketches import Sketches
 from store.transfer import Transfer
 from store.values import Stats
 
 
-class Catalog(Adapters, Bases, Listing, Runs, Publications, Transfer):
+class Catalog(
+    Adapters,
+    Bases,
+    Keeping,
+    Lineage,
+    Listing,
+    Publications,
+    Remote,
+    Runs,
+    Sketches,
+    Transfer,
+):
     """An open catalog. Every method is one transaction; values go in and out, rows never."""
 
     def check(self) -> tuple[str, ...]:

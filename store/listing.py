@@ -82,15 +82,15 @@ class Listing(Database):
         columns = [adapter_table.c[name] for name in SORTS[sort]]
         order = [column.desc() for column in columns] if descending else columns
         with self._read() as connection:
-            query = select(*_SUMMARY).where(*_conditions(connection, where)).order_by(*order)
+            query = select(*_SUMMARY).where(*conditions(connection, where)).order_by(*order)
             rows = connection.execute(query.limit(limit).offset(offset)).mappings()
             return [_summary(row) for row in rows]
 
     def count(self, where: AdapterFilter | None = None) -> int:
         """How many adapters match."""
         with self._read() as connection:
-            conditions = _conditions(connection, where)
-            query = select(func.count()).select_from(adapter_table).where(*conditions)
+            matching = conditions(connection, where)
+            query = select(func.count()).select_from(adapter_table).where(*matching)
             return connection.execute(query).scalar_one()
 
     def facets(self, where: AdapterFilter | None = None) -> dict[str, dict[str, int]]:
@@ -101,7 +101,7 @@ class Listing(Database):
         """
         columns = [*_FACETS.values(), *(type_coerce(c, Text) for c in _LISTS.values())]
         with self._read() as connection:
-            query = select(*columns).where(*_conditions(connection, where))
+            query = select(*columns).where(*conditions(connection, where))
             rows = connection.execute(query).all()
         # Counted here: grouping by several texts costs the database more than handing them over.
         names = (*_FACETS, *_LISTS)
@@ -152,7 +152,8 @@ def _named(counts: Counter[Any]) -> Iterator[tuple[str, int]]:
         yield "" if value is None else str(value), count
 
 
-def _conditions(connection: Connection, where: AdapterFilter | None) -> list[ColumnElement[bool]]:
+def conditions(connection: Connection, where: AdapterFilter | None) -> list[ColumnElement[bool]]:
+    """What a filter asks of the adapters' table."""
     if where is None:
         return []
     table = adapter_table.c

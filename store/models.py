@@ -190,7 +190,7 @@ lineage_table = Table(
     Column("position", Integer, nullable=False),
     Column("parent_id", ForeignKey("adapters.id", ondelete="SET NULL"), index=True),
     Column("reference", Text, nullable=False),
-    Column("content_hash", Text, nullable=False),
+    Column("content_hash", Text, nullable=False, index=True),
     Column("weight", Double, nullable=False),
     Column("repo_id", Text),
     Column("revision", Text),
@@ -221,3 +221,32 @@ push_table = Table(
     Column("created_at", Text, nullable=False),
 )
 """One publication of an adapter on a Hub."""
+
+sketch_table = Table(
+    "sketches",
+    metadata,
+    Column("adapter_id", ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True),
+    Column("version", Integer, nullable=False, index=True),
+    Column("norm", Double, nullable=False),
+    Column("structure", LargeBinary, nullable=False),
+    Column("factors", LargeBinary, nullable=False),
+    Column("delta", LargeBinary, nullable=False),
+    Column("subspace", LargeBinary, nullable=False),
+    Column("spectrum", LargeBinary, nullable=False),
+)
+"""What tells which adapters are alike, computed once per adapter; a row fits a SQLite page."""
+outline_table = Table(
+    "outlines",
+    metadata,
+    Column("endpoint", Text, primary_key=True),
+    Column("repo_id", Text, primary_key=True),
+    Column("revision", Text, primary_key=True),
+    Column("format", Text, nullable=False),
+    Column("rank_min", Integer, nullable=False),
+    Column("rank_max", Integer, nullable=False),
+    Column("targets", JSON, nullable=False),
+    Column("dtype", Text, nullable=False),
+    Column("modules", Integer, nullable=False),
+    Column("weights_bytes", BigInteger, nullable=False),
+)
+"""What the header of a weights file on a Hub told; the default Hub has the empty endpoint."""

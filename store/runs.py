@@ -5,16 +5,25 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import func, insert, select, update
 
 from lorahub.adapter import Adapter
 from lorahub.record import Parent
 from store.adapters import insert_rows, remove_row
 from store.database import Database, now
+from store.lineage import lineage_row
 from store.models import adapter_table, lineage_table, run_table
 from store.values import ParentLink, Run, RunDraft
+
+
+@dataclass(frozen=True, slots=True)
+class DeadRun:
+    """A run that ended without a word: its id, and the folder it was to write."""
+
+    id: int
+    target: str
 
 
 class Runs(Database):
@@ -59,18 +68,8 @@ class Runs(Database):
                 remove_row(connection, replaces)
             added = insert_rows(connection, adapter)
             for position, (parent, parent_id) in enumerate(parents):
-                connection.execute(
-                    insert(lineage_table).values(
-                        adapter_id=added.id,
-                        position=position,
-                        parent_id=parent_id,
-                        reference=parent.reference,
-                        content_hash=parent.content_hash,
-                        weight=parent.weight,
-                        repo_id=parent.repo_id,
-                        revision=parent.revision,
-                    )
-                )
+                row = lineage_row(added.id, position, parent)
+                connection.execute(insert(lineage_table).values(**row, parent_id=parent_id))
             connection.execute(
                 update(run_table)
                 .where(run_table.c.id == run_id)
@@ -87,16 +86,23 @@ class Runs(Database):
                 .values(state=state, ended_at=now(), error=error)
             )
 
-    def sweep_dead_runs(self) -> int:
-        """Mark running runs of this host whose process is gone as interrupted."""
+    def dead_runs(self) -> list[DeadRun]:
+        """Running runs of this host whose process is gone, oldest first."""
         host = socket.gethostname()
-        query = select(run_table.c.id, run_table.c.pid).where(
-            run_table.c.state == "running", run_table.c.host == host
+        query = (
+            select(run_table.c.id, run_table.c.target, run_table.c.pid)
+            .where(run_table.c.state == "running", run_table.c.host == host)
+            .order_by(run_table.c.id)
         )
         with self._read() as connection:
-            dead = [row.id for row in connection.execute(query) if not _alive(row.pid)]
-        for run_id in dead:
-            self.end_run(run_id, "interrupted", "the process ended without a word")
+            rows = connection.execute(query).all()
+        return [DeadRun(row.id, row.target) for row in rows if not _alive(row.pid)]
+
+    def sweep_dead_runs(self) -> int:
+        """Mark running runs of this host whose process is gone as interrupted."""
+        dead = self.dead_runs()
+        for run in dead:
+            self.end_run(run.id, "interrupted", "the process ended without a word")
         return len(dead)
 
     def runs(self, *, limit: int = 50, offset: int = 0) -> list[Run]:
@@ -105,6 +111,11 @@ class Runs(Database):
         query = select(*columns).order_by(run_table.c.id.desc()).limit(limit).offset(offset)
         with self._read() as connection:
             return [Run(**row) for row in connection.execute(query).mappings()]
+
+    def count_runs(self) -> int:
+        """How many runs there are."""
+        with self._read() as connection:
+            return connection.execute(select(func.count()).select_from(run_table)).scalar_one()
 
     def parents(self, adapter_id: int) -> tuple[ParentLink, ...]:
         """The adapters a merged one came from, in recipe order."""

@@ -23,7 +23,7 @@ class AdapterFilter:
         size: Bytes of its weights file.
         license: Licence that its card states.
         task: PEFT task type.
-        source: ``hub``, ``folder`` or ``merge``.
+        source: ``hub``, ``folder``, ``merge`` or ``extract``.
         method: Name of the merge method that made it.
         since: Catalogued at this time or later: ISO 8601 in UTC, or the beginning of it.
         until: Catalogued at this time or before, the whole of a day or hour that is named.
@@ -73,6 +73,7 @@ class AdapterSummary:
     content_hash: str
     mergeable: bool
     created_at: str
+    folder: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,3 +184,16 @@ class Push:
     revision: str
     url: str
     created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class HubAdapter:
+    """Where a pulled adapter came from, without the rest of it."""
+
+    id: int
+    name: str
+    folder: str
+    repo_id: str
+    revision: str
+    requested_revision: str | None
+    endpoint: str | None

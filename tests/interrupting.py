@@ -20,13 +20,13 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import FrameType
 
-import lorahub.workspace
+import lorahub
 import store
 from lorahub import formats
 from lorahub.cli.main import app
 from lorahub.workspace import Workspace
 
-OURS = tuple(str(Path(str(m.__file__)).parent) + os.sep for m in (lorahub.workspace, store))
+OURS = tuple(str(Path(str(m.__file__)).parent) + os.sep for m in (lorahub, store))
 
 
 class Interruption:

@@ -173,6 +173,8 @@ ERRORS = [
     (("verify", "languages"), ExitCode.USAGE, ["not the result of a merge"]),
     (("export", "languages", "x", "--format", "odd"), ExitCode.USAGE, ["odd", "peft"]),
     (("compare", "languages"), ExitCode.USAGE, ["two"]),
+    (("suggest", "languages"), ExitCode.USAGE, ["two", "ls"]),
+    (("merge", "languages:-1", "manuals", "--method", "auto", "--name", "m"), 5, ["weight -1"]),
     (("push", "languages", "no-owner"), ExitCode.USAGE, ["owner/name"]),
     (("methods", "show", "catt"), ExitCode.INVALID, ["catt"]),
 ]

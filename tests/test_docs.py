@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from docs import make_methods
 from docs.make_cli import commands, render
 from lorahub.cli.main import app
+from lorahub.methods.describe import example
 from lorahub.methods.registry import methods
 from tests.conftest import ROOT, write_adapter
 from tests.test_cli import call
@@ -27,8 +28,9 @@ README = (ROOT / "README.md").read_text()
 def test_cli_document_is_current() -> None:
     text = (ROOT / "docs" / "cli.md").read_text()
     assert text == render(), "run `python -m docs.make_cli`"
-    for verb in ("pull", "ls", "search", "show", "rm", "compare", "merge", "verify", "export",
-                 "compress", "push", "methods", "config path", "db check", "version"):  # fmt: skip
+    for verb in ("pull", "ls", "search", "show", "rm", "compare", "suggest", "merge", "verify",
+                 "export", "compress", "push", "methods", "config path", "db check",
+                 "version"):  # fmt: skip
         assert f"lorahub {verb}" in {name for name, _ in commands(app)}
 
 
@@ -43,7 +45,7 @@ def test_the_examples_of_methods_are_commands(home: Path, tmp_path: Path) -> Non
     runner = CliRunner()
     assert runner.invoke(app, ["pull", *map(str, folders)]).exit_code == 0
     for method in methods().values():
-        words = shlex.split(make_methods.example(method))
+        words = shlex.split(example(method))
         done = runner.invoke(app, [*words[1:], "--dry-run"])
         assert done.exit_code == 0, (words, done.output)
 
@@ -91,7 +93,7 @@ def test_wheel_holds_the_three_packages_and_the_migrations(tmp_path: Path) -> No
     tops = {n.split("/")[0] for n in names}
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert tops == {"lorahub", "store", "tui", f"lorahub_kit-{version}.dist-info"}
-    assert "lorahub/migrations/versions/0001_first_schema.py" in names
+    assert {"lorahub/migrations/versions/0001_first_schema.py", "lorahub/licenses.toml"} <= names
 
 
 def test_a_shadowing_store_is_named(tmp_path: Path) -> None:
@@ -102,3 +104,17 @@ def test_a_shadowing_store_is_named(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode != 0
     assert "store.py' hides it" in done.stderr
+
+
+def test_methods_show_says_what_the_document_says() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text()
+    for method in methods().values():
+        shown = CliRunner().invoke(app, ["methods", "show", method.name]).stdout
+        section = text[text.index(f"\n## {method.name}\n") :].split("\n## ")[1]
+        for line in section.splitlines()[1:]:
+            if line.startswith("| `"):
+                name, values, _, meaning = (cell.strip() for cell in line.strip("|").split("|"))
+                assert f"{name.strip('`')}\t{values}\t" in shown
+                assert f"\t{meaning}\n" in shown
+            elif line and not line.startswith(("|", "```", f"{method.title}. ")):
+                assert line in shown.replace("``", "`"), line

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from lorahub import formats
 from lorahub.adapter import Adapter, Origin, Source
-from lorahub.engine.compare import compare
 from lorahub.engine.plan import Plan, make_plan
 from lorahub.engine.run import run
 from lorahub.engine.verify import verify
@@ -376,30 +375,3 @@ def test_unknown_device_is_refused(tmp_path: Path) -> None:
     plan = make_plan([load(EXAMPLES / "packages")], [1], get("cat"), {})
     with pytest.raises(InvalidRecipeError, match="device 'warp'"):
         run(plan, tmp_path / "out.safetensors", device="warp")
-
-
-def test_compare_equals_dense_algebra() -> None:
-    names = ("languages", "packages")
-    result = compare([load(EXAMPLES / n) for n in names])
-    one, other = (deltas(EXAMPLES / n) for n in names)
-    a = torch.cat([one[n].flatten() for n in sorted(one)])
-    b = torch.cat([other[n].flatten() for n in sorted(one)])
-    assert result.norms[0].norm == pytest.approx(float(a.norm()), rel=1e-9)
-    assert result.pairs[0].cosine == pytest.approx(float(a @ b / (a.norm() * b.norm())), abs=1e-9)
-    first = result.modules[0]
-    sigma = torch.linalg.svdvals(one[first.module])
-    share = sigma / sigma.sum()
-    rank = float(torch.special.entr(share).sum().exp())
-    assert first.norms[0].effective_rank == pytest.approx(rank, rel=1e-6)
-    assert 0 <= first.pairs[0].overlap_a <= 1
-    assert 0.4 < result.pairs[0].sign_conflict < 0.6
-
-
-def test_compare_knows_equal_and_opposite(tmp_path: Path) -> None:
-    one = load(write_adapter(tmp_path / "one", MODULES, seed=4))
-    other = load(write_adapter(tmp_path / "other", MODULES, seed=4, alpha=-16))
-    (pair,) = compare([one, other]).pairs
-    assert pair.cosine == pytest.approx(-1)
-    assert pair.overlap_a == pytest.approx(1)
-    assert pair.overlap_b == pytest.approx(1)
-    assert pair.sign_conflict == 1

@@ -86,6 +86,19 @@ def test_merge_interrupted(filled: Path, count: int) -> None:
     assert entries(filled / "adapters") == {"m"}
 
 
+def test_pack_killed(filled: Path, tmp_path: Path) -> None:
+    """At its first fsync, when all bytes are written and nothing has its name yet."""
+    words = ("pack", "packages", "-o", tmp_path / "a.mos", "--ratio", 16)
+    dying = f"import os; os.fsync = lambda _: os.kill(os.getpid(), 9); {LORAHUB[2]}"
+    killed = subprocess.run([*LORAHUB[:2], dying, *map(str, words)], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "a.mos").exists()
+    assert any(".partial-" in name for name in entries(tmp_path))
+    assert_sound(filled)
+    ok(*words)
+    assert entries(tmp_path) == {"home", "a.mos"}
+
+
 def hub_env(tmp_path: Path) -> dict[str, str]:
     return {"MY_TOKEN": "hf_ann", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
 
@@ -212,9 +225,9 @@ def interrupt(
         assert one["again"]["code"] == 0, one
 
 
-PULL = ("catalog:Catalog.open", "workspace:Workspace.pull", "__init__:inspect",
+PULL = ("database:Database.open", "pulling:Pulling.pull", "__init__:inspect",
         "safetensors:read_header", "peft:_pairs", "__init__:_chunks",
-        "pulling:Puller._same_place", "catalog:Catalog.add", "catalog:Catalog._write",
+        "pulling:Puller._same_place", "adapters:Adapters.add", "database:Database._write",
         "sink:print_text")  # fmt: skip
 
 
@@ -231,7 +244,13 @@ def test_pull_of_a_folder_interrupted(home: Path, tmp_path: Path) -> None:
 
 
 def test_pull_from_a_hub_interrupted(hub: Any, home: Path, tmp_path: Path) -> None:
-    functions = ("hub:Hub.resolve", "hub:Hub.fetch", "hub:Hub._fetch_one", "hub:_matches", *PULL)
+    functions = (
+        "snapshots:Resolving.resolve",
+        "fetching:Fetching.fetch",
+        "fetching:Fetching._fetch_one",
+        "snapshots:RemoteFile.is_at",
+        *PULL,
+    )
     folder = write_adapter(tmp_path / "a", {"q": (5, 6, 3)})
     for n in range(len(functions)):
         hub.add_repo(f"ann/m{n}", folder=folder)
@@ -245,7 +264,7 @@ def test_pull_of_a_pickle_interrupted(home: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     functions = ("pickled:find_pickle", "pickled:convert_pickle", "pickled:_load",
-                 "safetensors:Writer.write", "output:_move", "catalog:Catalog.add")  # fmt: skip
+                 "safetensors:Writer.write", "output:_move", "adapters:Adapters.add")  # fmt: skip
     for n in range(len(functions)):
         folder = write_adapter(tmp_path / f"a{n}", {"q": (5, 6, 3)}, seed=n)
         weights = folder / "adapter_model.safetensors"
@@ -259,17 +278,21 @@ def test_pull_of_a_pickle_interrupted(home: Path, tmp_path: Path) -> None:
 
 def test_compare_interrupted(filled: Path) -> None:
     before = entries(filled)
-    functions = ("workspace:Workspace.compare", "compare:compare",
-                 "safetensors:TensorFile.__init__", "compare:_term", "compare:_products",
-                 "compare:_total")  # fmt: skip
-    interrupt(functions, "compare", "languages", "packages")
+    functions = ("comparing:Comparing.compare", "compare:compare",
+                 "safetensors:TensorFile.__init__", "relations:Relations.__init__",
+                 "relations:sign_conflict", "compare:_together", "pictures:chart",
+                 "output:write_text", "output:_sync")  # fmt: skip
+    out = filled.parent / "out"
+    out.mkdir()
+    interrupt(functions, "compare", "languages", "packages", "--plot", out / "{n}.svg")
     assert entries(filled) == before
+    assert entries(out) == {f"{n}.svg" for n in range(len(functions))}
 
 
 def test_verify_interrupted(filled: Path) -> None:
     ok("merge", "languages", "packages", "--method", "svd", "--rank", "4", "--name", "m")
     before = entries(filled), entries(filled / "adapters")
-    functions = ("workspace:Workspace.verify", "plan:make_plan", "verify:verify",
+    functions = ("merging:Merging.verify", "plan:make_plan", "verify:verify",
                  "verify:_deviation", "batches:read_stack", "verify:_summary")  # fmt: skip
     interrupt(functions, "verify", "m")
     assert (entries(filled), entries(filled / "adapters")) == before
@@ -277,9 +300,9 @@ def test_verify_interrupted(filled: Path) -> None:
 
 def test_export_interrupted(filled: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    functions = ("workspace:Workspace.export", "integrity:check_unchanged",
+    functions = ("publishing:Publishing.export", "integrity:check_unchanged",
                  "output:new_folder", "output:_umask", "output:_sync", "output:_move",
-                 "catalog:Catalog.record_export", "catalog:Catalog._write",
+                 "publications:Publications.record_export", "database:Database._write",
                  "sink:print_text")  # fmt: skip
     interrupt(functions, "export", "languages", out / "{n}")
     assert entries(out) == {str(n) for n in range(len(functions))}
@@ -290,8 +313,9 @@ def test_export_interrupted(filled: Path, tmp_path: Path) -> None:
 
 
 def test_push_interrupted(hub: Any, filled: Path, tmp_path: Path) -> None:
-    functions = ("workspace:Workspace.push", "hub:Hub.push", "hub:Hub._head", "hub:Hub._commit",
-                 "catalog:Catalog.record_push", "catalog:Catalog._write")  # fmt: skip
+    functions = ("publishing:Publishing.push", "pushing:Pushing.push", "pushing:Pushing._head",
+                 "pushing:Pushing._commit",
+                 "publications:Publications.record_push", "database:Database._write")  # fmt: skip
     words = ("push", "languages", "ann/m{n}", "--endpoint", hub.endpoint, "--token-env", "MY_TOKEN")
     interrupt(functions, *words, env=hub_env(tmp_path))
     for n in range(len(functions)):

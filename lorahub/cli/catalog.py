@@ -1,4 +1,4 @@
-"""Verbs on the catalog: pull, ls, search, show, rm, lineage."""
+"""Verbs on the catalog: ls, search, show."""
 
 from __future__ import annotations
 
@@ -7,80 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorahub.cli import sink
-from lorahub.errors import ExitCode
 
 if TYPE_CHECKING:
-    from lorahub.pulling import Pulled
-    from lorahub.workspace import Workspace
     from store import AdapterSummary
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="Catalog name, id, folder or Hub id.")]
 Refs = Annotated[list[str], typer.Argument(metavar="REF...", help="One or more adapters.")]
-
-
-def pull(
-    references: Annotated[
-        list[str], typer.Argument(metavar="REF...", help="owner/name[@revision], or a folder.")
-    ],
-    all_files: Annotated[
-        bool, typer.Option("--all-files", help="Fetch every file of the repository.")
-    ] = False,
-    name: Annotated[str | None, typer.Option("--name", help="Catalog name.")] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Convert .bin weights (plain tensors only).")
-    ] = False,
-    endpoint: sink.Endpoint = None,
-    token_env: sink.TokenEnv = None,
-    as_json: sink.Json = False,
-) -> None:
-    """Bring adapters from the Hub or from folders into the catalog."""
-    from lorahub.workspace import Workspace
-
-    with (
-        sink.errors("pull", as_json=as_json),
-        sink.progress() as listener,
-        Workspace.open() as workspace,
-    ):
-        pulled = workspace.pull(
-            references,
-            name=name,
-            all_files=all_files,
-            allow_pickle=allow_pickle,
-            endpoint=endpoint,
-            token_env=token_env,
-            listener=listener,
-        )
-        _report_pull(pulled, as_json=as_json)
-
-
-def _report_pull(pulled: tuple[Pulled, ...], *, as_json: bool) -> None:
-    failed = [p for p in pulled if p.error is not None]
-    if len(pulled) == 1 and failed and failed[0].error is not None:
-        raise failed[0].error
-    status = "ok" if not failed else "partial" if len(failed) < len(pulled) else "error"
-    if as_json:
-        rows = [
-            {
-                "reference": p.reference,
-                "state": p.state,
-                "name": p.adapter.name if p.adapter else None,
-                "revision": p.adapter.origin.revision if p.adapter else None,
-                "content_hash": p.adapter.info.content_hash if p.adapter else None,
-                "error": {"code": p.error.code, "message": p.error.message} if p.error else None,
-            }
-            for p in pulled
-        ]
-        sink.print_act("pull", rows, status=status)
-    for p in pulled:
-        if p.adapter is not None and not as_json:
-            info = p.adapter.info
-            sink.print_text(f"{p.adapter.name}\t{p.state}\t{len(info.modules)} modules")
-        if p.error is not None:
-            sink.note(f"error: {p.reference}: {p.error.message}")
-            if p.error.hint:
-                sink.note(f"hint: {p.error.hint}")
-    if failed:
-        raise typer.Exit(ExitCode.PARTIAL)
 
 
 def ls(
@@ -106,7 +38,9 @@ def ls(
     ] = None,
     task: Annotated[str | None, typer.Option("--task", help="PEFT task type.")] = None,
     method: Annotated[str | None, typer.Option("--method", help="Merged by this method.")] = None,
-    source: Annotated[str | None, typer.Option("--source", help="hub, folder or merge.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", help="hub, folder, merge or extract.")
+    ] = None,
     since: Annotated[
         str | None, typer.Option("--since", help="Catalogued then or later: 2026-01-31 (UTC).")
     ] = None,
@@ -211,6 +145,7 @@ def _print_rows(rows: list[AdapterSummary], *, as_json: bool) -> None:
 
 def show(reference: Ref, as_json: sink.Json = False) -> None:
     """Show one adapter: what it is, where it came from, its modules and lineage."""
+    from lorahub.lineage import drawn
     from lorahub.workspace import Workspace
 
     with sink.errors("show", as_json=as_json), Workspace.open() as workspace:
@@ -253,48 +188,6 @@ def show(reference: Ref, as_json: sink.Json = False) -> None:
         facts += [("not mergeable", r.message) for r in info.refusals]
         facts += [("warning", w) for w in info.warnings]
         sink.print_table(("field", "value"), [f for f in facts if f[1]])
-        _print_lineage(workspace, adapter.id)
-
-
-def _print_lineage(workspace: Workspace, adapter_id: int, depth: int = 0) -> None:
-    for parent in workspace.catalog.parents(adapter_id):
-        where = f"  {parent.repo_id}@{parent.revision}" if parent.repo_id else ""
-        gone = "  (no longer in the catalog)" if parent.parent_id is None else ""
-        sink.print_text(
-            f"{'  ' * depth}- {parent.reference}  weight {parent.weight:g}  "
-            f"{parent.content_hash[:12]}{where}{gone}"
-        )
-        if parent.parent_id is not None:
-            _print_lineage(workspace, parent.parent_id, depth + 1)
-
-
-def lineage(reference: Ref, as_json: sink.Json = False) -> None:
-    """Show the tree of adapters a merged one came from."""
-    from lorahub.workspace import Workspace
-
-    with sink.errors("lineage", as_json=as_json), Workspace.open() as workspace:
-        adapter = workspace.get(reference)
-        if as_json:
-            sink.print_json(workspace.parents(adapter))
-            return
-        sink.print_text(f"{adapter.name}  {adapter.method or adapter.origin.source.value}")
-        _print_lineage(workspace, adapter.id, 1)
-
-
-def rm(
-    references: Refs,
-    files: Annotated[
-        bool, typer.Option("--files", help="Also delete merged folders in the data folder.")
-    ] = False,
-    as_json: sink.Json = False,
-) -> None:
-    """Remove adapters from the catalog; files of the Hub's cache and of yours stay."""
-    from lorahub.workspace import Workspace
-
-    with sink.errors("rm", as_json=as_json), Workspace.open() as workspace:
-        removed = workspace.remove(references, files=files)
-        if as_json:
-            sink.print_act("rm", [a.name for a in removed])
-        else:
-            for adapter in removed:
-                sink.print_text(f"{adapter.name}\tremoved")
+        if parents:
+            for line in drawn(workspace.lineage(reference)):
+                sink.print_text(line)

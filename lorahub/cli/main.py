@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 
 import typer
 
@@ -11,40 +12,63 @@ from lorahub.cli import (
     catalog,
     comparing,
     compressing,
+    discovering,
+    extracting,
+    keeping,
+    knowing,
     merging,
     methods,
     packing,
     publishing,
+    pulling,
+    reproducing,
+    resizing,
+    terminal,
     upkeep,
 )
 
 app = typer.Typer(
     name="lorahub",
     help="Catalog, merge and publish LoRA adapters, without the base model.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 auth, 5 invalid, 6 conflict, "
     "7 network, 8 partial, 130 interrupted.",
 )
 
 for verb in (
-    catalog.pull,
+    discovering.discover,
+    pulling.pull,
+    discovering.update,
     catalog.ls,
     catalog.search,
     catalog.show,
-    catalog.lineage,
-    catalog.rm,
+    knowing.lineage,
+    knowing.impact,
+    keeping.rm,
+    keeping.gc,
+    keeping.scan,
+    knowing.similar,
+    knowing.duplicates,
+    knowing.cluster,
     comparing.compare,
+    comparing.suggest,
     merging.merge,
     merging.verify,
+    resizing.resize,
+    resizing.prune,
     compressing.compress,
+    extracting.extract,
     packing.pack,
     packing.unpack,
     publishing.export,
     publishing.push,
+    reproducing.repro,
+    terminal.tui,
     upkeep.version,
 ):
     app.command()(verb)
+app.callback(invoke_without_command=True)(terminal.plain)
+app.command("map")(knowing.map_adapters)
 app.command("export-catalog")(upkeep.export_catalog)
 app.command("import-catalog")(upkeep.import_catalog)
 app.add_typer(bases.base_app, name="base")
@@ -55,6 +79,9 @@ app.add_typer(upkeep.db_app, name="db")
 
 def run() -> None:
     """Entry point of the ``lorahub`` command."""
+    # The Hub client's own log lines and bars would mix with ours; it reads these when imported.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from lorahub.events import Finished
 
 if TYPE_CHECKING:
     from lorahub.engine.plan import Plan
+    from lorahub.merging import Merged
     from lorahub.recipe import Recipe
     from lorahub.record import Record
 
@@ -23,7 +24,9 @@ def merge(
     sources: Annotated[
         list[str], typer.Argument(metavar="REF[:WEIGHT]...", help="Adapters, or RECIPE.yaml.")
     ],
-    method: Annotated[str | None, typer.Option("--method", help="See `lorahub methods`.")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="See `lorahub methods`; auto chooses.")
+    ] = None,
     rank: Annotated[
         str | None, typer.Option("--rank", help="Rank of the result, or auto (lego).")
     ] = None,
@@ -45,7 +48,9 @@ def merge(
     ] = None,
     allocate: Annotated[
         str | None,
-        typer.Option("--allocate", help="Who gets the budget: relative, energy, welore, uniform."),
+        typer.Option(
+            "--allocate", help="Who gets the budget: relative, energy, welore, prune, uniform."
+        ),
     ] = None,
     pack: Annotated[
         str | None,
@@ -53,6 +58,14 @@ def merge(
     ] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("-p", "--parameter", help="NAME=VALUE of the method.")
+    ] = None,
+    weights_for: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weights-for",
+            metavar="[REF:]PATTERN=WEIGHT",
+            help="Weight of the modules whose names match, of all sources or of one.",
+        ),
     ] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="F32, F16 or BF16.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of all random choices.")] = 0,
@@ -65,9 +78,7 @@ def merge(
     name: Annotated[str | None, typer.Option("--name", help="Catalog name of the result.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing result.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan.")] = False,
-    events: Annotated[
-        Literal["jsonl"] | None, typer.Option("--events", help="Events as JSON lines on stdout.")
-    ] = None,
+    events: sink.Events = None,
     as_json: sink.Json = False,
 ) -> None:
     """Merge adapters into one, verified and catalogued."""
@@ -87,7 +98,7 @@ def merge(
             "base": base,
         }
         given = {"rank": _rank(rank), "energy": energy} | parse_parameters(parameter or [])
-        recipe = _recipe(sources, options, given, name, output)
+        recipe = _recipe(sources, weights_for or [], options, given, name, output)
         with sink.progress(events=lines) as listener, Workspace.open() as workspace:
             if dry_run:
                 _print_plan(workspace.plan(recipe, listener=listener), as_json=as_json or lines)
@@ -95,37 +106,48 @@ def merge(
             merged = workspace.merge(
                 recipe, device=device, workers=workers, force=force, listener=listener
             )
-        body = {
-            "name": merged.adapter.name,
-            "folder": str(merged.adapter.origin.folder),
-            "state": merged.state,
-            "record": sink.plain(merged.record),
-        }
-        if lines:
-            from lorahub.events import to_json
+        print_merged(merged, "merge", as_json=as_json, lines=lines)
 
-            sink.print_text(to_json(Finished(body)))
-        elif as_json:
-            sink.print_act("merge", body)
-        else:
-            record, check = merged.record, merged.record.verification
-            sink.print_table(
-                ("field", "value"),
-                (
-                    ("name", merged.adapter.name),
-                    ("state", merged.state),
-                    ("folder", merged.adapter.origin.folder),
-                    ("method", record.method),
-                    ("scale", f"{record.scale:g}"),
-                    ("modules", record.modules),
-                    ("rank", record.rank),
-                    ("dtype", record.dtype),
-                    *_packed(record),
-                    ("error", f"{check.error:.1e} (allowed {check.tolerance:.0e})"),
-                    ("truncation", f"{check.truncation:.2%}"),
-                    ("kept", ", ".join(f"{k:.1%}" for k in check.retained)),
-                ),
-            )
+
+def print_merged(merged: Merged, command: str, *, as_json: bool, lines: bool = False) -> None:
+    """What a merge came to, as a table, as JSON or as the last event."""
+    record, check = merged.record, merged.record.verification
+    body = {
+        "name": merged.adapter.name,
+        "folder": str(merged.adapter.origin.folder),
+        "state": merged.state,
+        "record": sink.plain(record),
+    }
+    if lines:
+        sink.print_event(Finished(body))
+    elif as_json:
+        sink.print_act(command, body)
+    else:
+        sink.print_table(
+            ("field", "value"),
+            (
+                ("name", merged.adapter.name),
+                ("state", merged.state),
+                ("folder", merged.adapter.origin.folder),
+                ("method", record.method),
+                ("scale", f"{record.scale:g}"),
+                *_normalized(record),
+                ("modules", record.modules),
+                ("rank", record.rank),
+                ("dtype", record.dtype),
+                *_packed(record),
+                ("error", f"{check.error:.1e} (allowed {check.tolerance:.0e})"),
+                ("truncation", f"{check.truncation:.2%}"),
+                ("kept", ", ".join(f"{k:.1%}" for k in check.retained)),
+                *(("note", note) for note in record.notes),
+            ),
+        )
+
+
+def _normalized(record: Record) -> list[tuple[str, str]]:
+    if not record.normalize:
+        return []
+    return [("normalized by", ", ".join(f"{p.factor:.3g}" for p in record.parents))]
 
 
 def _packed(record: Record) -> list[tuple[str, str]]:
@@ -177,8 +199,41 @@ def parse_source(text: str) -> dict[str, Any]:
         ) from error
 
 
+def parse_weights(
+    texts: list[str], sources: list[dict[str, Any]]
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """``[REF:]PATTERN=WEIGHT`` texts: the weights for all sources, and the sources with theirs.
+
+    What stands before a colon names a source only if it is one of ``sources``, word for word.
+
+    Raises:
+        InvalidRecipeError: A text without ``=`` and a number.
+    """
+    common: dict[str, float] = {}
+    own: dict[str, dict[str, float]] = {s["adapter"]: {} for s in sources}
+    for text in texts:
+        pattern, mark, weight = text.rpartition("=")
+        try:
+            value = float(weight)
+        except ValueError:
+            mark = ""
+        if not mark or not pattern:
+            raise InvalidRecipeError(
+                f"--weights-for '{text}' is not PATTERN=WEIGHT",
+                hint=r"write e.g. --weights-for 'layers\.(0|1)\.=0.2'",
+            )
+        named = [ref for ref in own if pattern.startswith(f"{ref}:")]
+        if named:
+            ref = max(named, key=len)
+            own[ref][pattern.removeprefix(f"{ref}:")] = value
+        else:
+            common[pattern] = value
+    return common, [s | {"weights": own[s["adapter"]]} for s in sources]
+
+
 def _recipe(
     sources: list[str],
+    weights_for: list[str],
     options: dict[str, Any],
     parameters: dict[str, Any],
     name: str | None,
@@ -192,6 +247,7 @@ def _recipe(
     if len(sources) == 1 and re.search(r"\.ya?ml$", sources[0]):
         recipe = load_recipe(Path(sources[0]))
         asked = [k for k, v in options.items() if v not in (None, 0)] + list(parameters)
+        asked += ["weights-for"] if weights_for else []
         if asked:
             raise UsageError(
                 f"--{asked[0]} cannot be given beside a recipe", hint="write it into the recipe"
@@ -200,11 +256,10 @@ def _recipe(
             update={"output": recipe.output.model_copy(update=where)} if where else {}
         )
     if options["method"] is None:
-        raise UsageError(
-            "a merge needs --method", hint="see `lorahub methods`; svd is a good start"
-        )
+        raise UsageError("a merge needs --method", hint="see `lorahub methods`; auto chooses one")
     body = {k: v for k, v in options.items() if v is not None}
-    body |= {"sources": [parse_source(s) for s in sources], "parameters": parameters}
+    common, parsed = parse_weights(weights_for, [parse_source(s) for s in sources])
+    body |= {"sources": parsed, "weights": common, "parameters": parameters}
     return make_recipe(body | {"output": where}, "command line")
 
 
@@ -220,26 +275,39 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         "dtype": plan.dtype,
         "seed": plan.seed,
         "base_model": plan.base_model,
+        "license": plan.license,
         "sources": [
-            {"name": a.name, "weight": w, "content_hash": a.info.content_hash}
-            for a, w in zip(plan.adapters, plan.weights, strict=True)
+            {
+                "name": a.name,
+                "weight": w,
+                "weights": dict(patterns),
+                "content_hash": a.info.content_hash,
+            }
+            for a, w, patterns in zip(plan.adapters, plan.weights, plan.patterns, strict=True)
         ],
         "modules": len(plan.modules),
         "rank": plan.rank,
         "input_bytes": plan.input_bytes,
         "output_bytes": plan.output_bytes,
         "digest": plan.digest,
+        "notes": list(plan.notes),
         "warnings": list(plan.warnings),
     }
     if as_json:
         sink.print_act("merge --dry-run", body)
         return
-    body["sources"] = ", ".join(f"{s['name']}:{s['weight']:g}" for s in body["sources"])
+    body["sources"] = ", ".join(map(_source_text, body["sources"]))
     shown = {k: v for k, v in body.items() if k != "warnings"}
+    shown["notes"] = "; ".join(plan.notes)
     shown["parameters"] = ", ".join(f"{k}={v}" for k, v in plan.parameters.items())
     sink.print_table(("field", "value"), shown.items())
     for warning in plan.warnings:
         sink.note(f"warning: {warning}")
+
+
+def _source_text(source: dict[str, Any]) -> str:
+    others = "".join(f" {pattern}={w:g}" for pattern, w in source["weights"].items())
+    return f"{source['name']}:{source['weight']:g}{others}"
 
 
 def verify(reference: Ref, as_json: sink.Json = False) -> None:

@@ -36,7 +36,8 @@ def methods(context: typer.Context, as_json: sink.Json = False) -> None:
 def show_method(
     name: Annotated[str, typer.Argument(help="Name of the method.")], as_json: sink.Json = False
 ) -> None:
-    """Show one method: idea, paper, parameters."""
+    """Show one method: idea, paper, cost, an example, parameters."""
+    from lorahub.methods.describe import cost, defaults, example, parameters
     from lorahub.methods.registry import get
 
     with sink.errors("methods show", as_json=as_json):
@@ -45,19 +46,25 @@ def show_method(
             sink.print_json(_describe(method))
             return
         sink.print_text(f"{method.name}: {method.title}\n{method.paper}\n\n{method.doc}\n")
-        properties = method.schema.model_json_schema().get("properties", {})
+        sink.print_text(f"{defaults(method)}\n{cost(method)}\n\n{example(method)}\n")
         sink.print_table(
-            ("parameter", "default", "meaning"),
-            ((k, v.get("default"), v.get("description")) for k, v in properties.items()),
+            ("parameter", "values", "default", "meaning"),
+            ((p.name, p.values, p.default, p.meaning) for p in parameters(method)),
         )
 
 
 def _describe(method: Method) -> dict[str, Any]:
+    from lorahub.methods.describe import cost, example
+
     return {
         "name": method.name,
         "title": method.title,
         "summary": method.summary,
         "doc": method.doc,
         "paper": method.paper,
+        "default_scale": {n: method.default_scale(n) for n in range(1, 9)},
+        "normalize": method.normalize,
+        "cost": cost(method),
+        "example": example(method),
         "schema": method.schema.model_json_schema(),
     }

@@ -14,10 +14,10 @@ from lorahub.cli.catalog import Ref
 def export(
     reference: Ref,
     folder: Annotated[Path, typer.Argument(help="Folder to make.")],
-    format_name: Annotated[str, typer.Option("--format", help="Only peft so far.")] = "peft",
+    format_name: Annotated[str, typer.Option("--format", help="peft, or equal-ranks.")] = "peft",
     as_json: sink.Json = False,
 ) -> None:
-    """Copy an adapter into a new folder that PEFT, vLLM and llama.cpp read."""
+    """Write an adapter into a new folder: as it is, or with one rank for all modules."""
     from lorahub.workspace import Workspace
 
     with sink.errors("export", as_json=as_json), Workspace.open() as workspace:
@@ -35,6 +35,7 @@ def push(
     create_pr: Annotated[bool, typer.Option("--create-pr", help="As a pull request.")] = False,
     message: Annotated[str | None, typer.Option("--message", help="Commit message.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go up.")] = False,
+    remote: sink.Remote = None,
     endpoint: sink.Endpoint = None,
     token_env: sink.TokenEnv = None,
     as_json: sink.Json = False,
@@ -50,6 +51,7 @@ def push(
             create_pr=create_pr,
             message=message,
             dry_run=dry_run,
+            remote=remote,
             endpoint=endpoint,
             token_env=token_env,
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -18,8 +18,14 @@ from lorahub.events import Advanced, Event, Failed, Listener, PhaseStarted, Warn
 ENVELOPE_VERSION = 1
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Events = Annotated[
+    Literal["jsonl"] | None, typer.Option("--events", help="Events as JSON lines on stdout.")
+]
+Remote = Annotated[
+    str | None, typer.Option("--remote", help="Name of a Hub in config.toml: [remotes.NAME].")
+]
 Endpoint = Annotated[
-    str | None, typer.Option("--endpoint", help="Hub endpoint instead of the configured one.")
+    str | None, typer.Option("--endpoint", help="Address of a Hub instead of the configured one.")
 ]
 TokenEnv = Annotated[
     str | None, typer.Option("--token-env", help="Environment variable with the Hub token.")
@@ -80,6 +86,14 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     Console().print(table)
 
 
+def print_picture(text: str) -> None:
+    """Lines of block characters on a terminal; a pipe gets none."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(text, markup=False, highlight=False, no_wrap=True, crop=False)
+
+
 def size(count: int) -> str:
     """Bytes for a reader: 1.3 MB."""
     value = float(count)
@@ -110,20 +124,26 @@ def errors(command: str, *, as_json: bool = False, events: bool = False) -> Iter
         yield
     except LorahubError as error:
         if events:
-            print_text(to_json(Failed(error.code, error.message, error.hint)))
+            print_event(Failed(error.code, error.message, error.hint))
         fail(error, command, as_json=as_json)
     except KeyboardInterrupt:
         if events:
-            print_text(to_json(Failed("interrupted", "interrupted by the user", None)))
+            print_event(Failed("interrupted", "interrupted by the user", None))
         note("interrupted: nothing half-written is left; repeat the command to go on")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+def print_event(event: Event) -> None:
+    """One JSON line on stdout, at once: whoever reads it follows the work."""
+    print_text(to_json(event))
+    sys.stdout.flush()
 
 
 @contextmanager
 def progress(*, events: bool = False) -> Iterator[Listener]:
     """A listener that shows progress: JSON lines on stdout, or bars on a terminal's stderr."""
     if events:
-        yield lambda event: print_text(to_json(event))
+        yield print_event
         return
     if not sys.stderr.isatty():
         yield _warnings_only

@@ -35,6 +35,7 @@ def config_show(as_json: sink.Json = False) -> None:
             "database": _database(),
             "endpoint": config.endpoint,
             "token_env": config.token_env,
+            **{f"remotes.{name}": r.endpoint for name, r in sorted(config.remotes.items())},
         }
         if as_json:
             sink.print_json(body)

@@ -1,39 +1,86 @@
-"""Comparing adapters from their factors alone: no delta is ever formed in full."""
+"""Comparing adapters from their factors alone.
+
+Modules are read in batches of one shape; what relates their deltas comes from Gram matrices
+(`lorahub.kernels.relations`), and figures over several modules from those of each.
+"""
 
 from __future__ import annotations
 
+import math
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import torch
-from torch import Tensor
 
-from lorahub.adapter import Adapter, Module
-from lorahub.errors import IncompatibleError
-from lorahub.events import Advanced, Listener, PhaseStarted, ignore
-from lorahub.formats.safetensors import TensorFile
+from lorahub.adapter import Adapter, canonical_base
+from lorahub.engine.batches import Batches, name_the_bad_factor
+from lorahub.engine.plan import Plan, PlannedModule, make_plan
+from lorahub.errors import IncompatibleError, UsageError
+from lorahub.events import Listener, ignore
+from lorahub.kernels.relations import Cosines, Relations, sign_conflict
+from lorahub.kernels.stack import Stack
+from lorahub.methods.registry import get
 
 SIGN_ROWS = 64
 """Rows of the deltas that sign conflict is counted on, spread evenly."""
 
+MOST = 64
+"""Adapters that are compared at once: figures of all their pairs at all modules are kept."""
+
+SUM = "sum"
+"""Name that the sum of all adapters goes by."""
+
+_NO_BASE = "unknown/unknown"
+"""Base of adapters that name none: a plan must have one, and a comparison writes none."""
+
+_BLOCK = re.compile(r"(?P<layer>(?:.*\.)?\d+)\.(?P<type>[^\d.].*)")
+
 
 @dataclass(frozen=True, slots=True)
 class Norms:
-    """One adapter at one module, or over all: Frobenius norm and effective rank of the delta.
+    """One delta at one module, or over several.
 
-    The effective rank is exp of the entropy of the normalised singular values (Roy & Vetterli,
-    EUSIPCO 2007); over all modules it is their mean.
+    Over several modules, the norm is that of all of them together, the effective rank their
+    mean, nuclear norms add up, and a singular value stands for all that have its place in their
+    module: the root of the sum of their squares. Norm and energy then follow from ``sigma`` as
+    they do at one module.
+
+    Attributes:
+        adapter: Name of the adapter; ``sum`` for the sum of all adapters, each with weight 1.
+        norm: Frobenius norm.
+        effective_rank: exp of the entropy of the normalised singular values (Roy & Vetterli,
+            EUSIPCO 2007); 0 for a delta of zeros.
+        nuclear: Sum of the singular values.
+        nuclear_l12: Its approximation without singular values, the L1,2 norm of Matrix
+            Nuclear-Norm (Li et al., 2024, arXiv 2410.10672): the sum of the min(d_out, d_in)
+            largest column norms. Far above ``nuclear`` where the rank is low.
+        sigma: Singular values, descending.
+        energy: Share (0..1) of the squared norm that the best approximation of rank 1, 2, ...
+            keeps.
     """
 
     adapter: str
     norm: float
     effective_rank: float
+    nuclear: float
+    nuclear_l12: float
+    sigma: tuple[float, ...]
+    energy: tuple[float, ...]
+
+    def kept(self, rank: int) -> float:
+        """Share of the squared norm that ``rank`` ranks keep."""
+        return self.energy[min(rank, len(self.energy)) - 1] if self.energy else 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two adapters at one module, or over all they share.
+    """Two adapters at one module, or over all that both have.
+
+    Over several modules, overlaps and sign conflict are means, and the i-th principal cosine is
+    the root mean square over the modules that have one.
 
     Attributes:
         one: Name of the first.
@@ -42,6 +89,9 @@ class Pair:
         overlap_a: Mean squared cosine of the principal angles between the row spaces of A.
         overlap_b: The same between the column spaces of B.
         sign_conflict: Share of the entries with opposite signs, on up to 64 rows per module.
+        cosines_a: Cosines of the principal angles between the row spaces of A, descending; as
+            many as the smaller space has dimensions.
+        cosines_b: The same between the column spaces of B.
     """
 
     one: str
@@ -50,169 +100,282 @@ class Pair:
     overlap_a: float
     overlap_b: float
     sign_conflict: float
+    cosines_a: tuple[float, ...]
+    cosines_b: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleComparison:
-    """All figures of one module."""
+    """All figures of one module.
+
+    Attributes:
+        module: Its path inside the base model.
+        layer: The part up to and with the last number: ``model.layers.3``; empty without one.
+        type: The rest: ``self_attn.q_proj``.
+        norms: One per adapter that has the module.
+        total: The sum of them.
+        pairs: All pairs of them.
+    """
 
     module: str
+    layer: str
+    type: str
     norms: tuple[Norms, ...]
+    total: Norms
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TypeComparison:
+    """Figures over the modules of one type.
+
+    Attributes:
+        type: As `ModuleComparison` has it.
+        modules: How many there are.
+        norms: One per adapter that has one of them.
+        total: The sum of these adapters.
+        pairs: All pairs of them.
+    """
+
+    type: str
+    modules: int
+    norms: tuple[Norms, ...]
+    total: Norms
     pairs: tuple[Pair, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Figures over all shared modules, and per module."""
+    """Figures over all modules, per module type, and per module.
+
+    Attributes:
+        norms: One per adapter, in the order given.
+        total: The sum of all adapters, each with weight 1.
+        pairs: All pairs of adapters.
+        types: By name of the type.
+        modules: By layer, then type.
+    """
 
     norms: tuple[Norms, ...]
+    total: Norms
     pairs: tuple[Pair, ...]
+    types: tuple[TypeComparison, ...]
     modules: tuple[ModuleComparison, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Term:
-    """One adapter at one module: float64 factors, orthonormal bases, singular values."""
+def compare(
+    adapters: Sequence[Adapter], *, workers: int | None = None, listener: Listener = ignore
+) -> Comparison:
+    """Compare two or more adapters; each module over those that have it.
 
-    B: Tensor
-    A: Tensor
-    left: Tensor
-    right: Tensor
-    sigma: Tensor
-
-
-def compare(adapters: Sequence[Adapter], *, listener: Listener = ignore) -> Comparison:
-    """Compare two or more adapters over the modules that all of them have.
+    Args:
+        adapters: Of one base model, as far as they name one.
+        workers: Threads; None takes the CPUs this process may use, at most 8.
+        listener: Receives progress.
 
     Raises:
-        IncompatibleError: They share no module, or one of different shapes.
+        UsageError: Fewer than two adapters, more than `MOST`, or one of them twice.
+        IncompatibleError: Different base models, a module of different shapes, or an adapter
+            that shares no module with the others.
+        UnsupportedAdapterError: One whose factors do not say what its delta is.
+        InvalidAdapterError: One that is damaged, or holds NaN or Inf.
     """
-    tables = [{m.name: m for m in a.info.modules} for a in adapters]
-    shared = sorted(set.intersection(*(set(t) for t in tables)))
-    if not shared:
-        raise IncompatibleError(
-            f"{', '.join(a.name for a in adapters)} share no target module",
-            hint="see their modules with `lorahub show`",
-        )
-    listener(PhaseStarted("compare", len(shared), "modules"))
-    files = [TensorFile(a.weights_path) for a in adapters]
+    plan = plan_of(adapters)
     names = [a.name for a in adapters]
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        modules = []
-        dots: list[Tensor] = []
-        for done, name in enumerate(shared, 1):
-            members = [table[name] for table in tables]
-            _check_shapes(name, names, members)
-            terms = [_term(f, m) for f, m in zip(files, members, strict=True)]
-            dots.append(_products(terms))
-            modules.append(_compare_module(name, names, terms, dots[-1]))
-            listener(Advanced("compare", done, name))
-    finally:
-        torch.set_num_threads(before)
-        for file in files:
-            file.close()
-    return _total(names, modules, torch.stack(dots).sum(0))
+    with Batches(plan, device=torch.device("cpu"), workers=workers) as batches:
 
+        def work(batch: Sequence[PlannedModule], stack: Stack) -> list[ModuleComparison]:
+            if not bool((stack.precise_grams[0].sum() + stack.precise_grams[1].sum()).isfinite()):
+                name_the_bad_factor(plan, batch, stack)
+            return _compare_batch(names, batch, stack)
 
-def _check_shapes(name: str, adapters: Sequence[str], members: Sequence[Module]) -> None:
-    first = members[0]
-    for adapter, m in zip(adapters, members, strict=True):
-        if (m.d_out, m.d_in) != (first.d_out, first.d_in):
-            raise IncompatibleError(
-                f"module '{name}' is {first.d_out}x{first.d_in} in '{adapters[0]}' but "
-                f"{m.d_out}x{m.d_in} in '{adapter}'",
-                hint="the adapters are for different base models",
-            )
-
-
-def _term(file: TensorFile, module: Module) -> _Term:
-    B = torch.empty(module.d_out, module.rank, dtype=torch.float64)
-    A = torch.empty(module.rank, module.d_in, dtype=torch.float64)
-    file.read_into(module.key_b, B)
-    file.read_into(module.key_a, A)
-    B *= module.scaling
-    left, R_b = torch.linalg.qr(B)
-    right, R_a = torch.linalg.qr(A.mT)
-    return _Term(B, A, left, right, torch.linalg.svdvals(R_b @ R_a.mT))
-
-
-def _products(terms: Sequence[_Term]) -> Tensor:
-    """Inner products of all pairs of deltas: <B1 A1, B2 A2> = tr(B1ᵀB2 A2A1ᵀ)."""
-    return torch.tensor(
-        [[float(((x.B.mT @ y.B) * (x.A @ y.A.mT)).sum()) for y in terms] for x in terms],
-        dtype=torch.float64,
+        modules = [found for _, found in batches.run(plan, "compare", work, listener)]
+    modules.sort(key=lambda m: (_natural(m.layer), m.type))
+    types: dict[str, list[ModuleComparison]] = defaultdict(list)
+    for module in modules:
+        types[module.type].append(module)
+    return Comparison(
+        *_together(names, modules),
+        tuple(TypeComparison(t, len(types[t]), *_together(names, types[t])) for t in sorted(types)),
+        tuple(modules),
     )
 
 
-def _compare_module(
-    module: str, names: Sequence[str], terms: Sequence[_Term], dots: Tensor
-) -> ModuleComparison:
-    norms = tuple(
-        Norms(name, float(t.sigma.norm()), _effective_rank(t.sigma))
-        for name, t in zip(names, terms, strict=True)
-    )
-    pairs = []
-    for i, j in combinations(range(len(terms)), 2):
-        one, other = terms[i], terms[j]
-        pairs.append(
-            Pair(
-                names[i],
-                names[j],
-                _cosine(dots, i, j),
-                _overlap(one.right, other.right),
-                _overlap(one.left, other.left),
-                _sign_conflict(one, other),
+def plan_of(adapters: Sequence[Adapter]) -> Plan:
+    """A plan that reads every module of the adapters, with weights of 1.
+
+    Raises:
+        LorahubError: As `compare`.
+    """
+    names = [a.name for a in adapters]
+    if len(names) < 2:
+        raise UsageError(
+            "comparing needs at least two adapters", hint="name another; see `lorahub ls`"
+        )
+    if len(names) > MOST:
+        raise UsageError(
+            f"{len(names)} adapters are too many to compare every two of them; {MOST} are the most",
+            hint="group them first: `lorahub cluster`, `lorahub similar`",
+        )
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"'{name}' is named twice", hint="name each adapter once")
+    bases = [canonical_base(a.info.base_model) for a in adapters]
+    if len({b for b in bases if b}) > 1:
+        named = zip(names, bases, strict=True)
+        who = "; ".join(f"'{n}' is for {b or 'an unknown base'}" for n, b in named)
+        raise IncompatibleError(
+            f"the adapters are for different base models: {who}",
+            hint="compare adapters of one base model",
+        )
+    base = next((b for b in bases if b), _NO_BASE)
+    return make_plan(adapters, [1.0] * len(names), get("cat"), {}, base_model=base)
+
+
+def split_name(module: str) -> tuple[str, str]:
+    """(layer, type) of a module's path; the layer is empty where no number precedes a name."""
+    match = _BLOCK.fullmatch(module)
+    return (match["layer"], match["type"]) if match else ("", module)
+
+
+def _natural(text: str) -> tuple[tuple[int, str], ...]:
+    """A key that sorts numbers inside a text by value."""
+    parts = re.split(r"(\d+)", text)
+    return tuple((int(p), "") if p.isdecimal() else (-1, p) for p in parts)
+
+
+def _compare_batch(
+    names: Sequence[str], batch: Sequence[PlannedModule], stack: Stack
+) -> list[ModuleComparison]:
+    relations = Relations(stack)
+    members = range(len(stack.ranks))
+    norms = [relations.spectra(t) for t in members]
+    total = relations.spectra()
+    conflict = sign_conflict(stack, SIGN_ROWS).tolist()
+    pairs = list(combinations(members, 2))
+    related = [relations.between(i, j) for i, j in pairs]
+    found = []
+    for m, module in enumerate(batch):
+        who = [names[member.adapter] for member in module.members]
+        own = tuple(_norms(name, *values[m]) for name, values in zip(who, norms, strict=True))
+        found.append(
+            ModuleComparison(
+                module.name,
+                *split_name(module.name),
+                own,
+                _norms(SUM, *total[m]),
+                tuple(
+                    _pair(own[i], own[j], *values[m], conflict[m][i][j])
+                    for (i, j), values in zip(pairs, related, strict=True)
+                ),
             )
         )
-    return ModuleComparison(module, norms, tuple(pairs))
+    return found
 
 
-def _cosine(dots: Tensor, i: int, j: int) -> float:
-    length = float(dots[i, i].clamp_min(0).sqrt() * dots[j, j].clamp_min(0).sqrt())
-    return float(dots[i, j]) / length if length > 0 else 0.0
+def _norms(adapter: str, sigma: Sequence[float], l12: float) -> Norms:
+    return _summary(adapter, sigma, _effective_rank(sigma), sum(sigma), l12)
 
 
-def _overlap(one: Tensor, other: Tensor) -> float:
-    return float((one.mT @ other).square().sum()) / min(one.shape[1], other.shape[1])
-
-
-def _effective_rank(sigma: Tensor) -> float:
-    total = float(sigma.sum())
-    if total <= 0:
-        return 0.0
-    share = sigma / total
-    return float(torch.special.entr(share).sum().exp())
-
-
-def _sign_conflict(one: _Term, other: _Term) -> float:
-    rows = torch.linspace(0, one.B.shape[0] - 1, min(SIGN_ROWS, one.B.shape[0])).round().long()
-    product = torch.sign(one.B[rows] @ one.A) * torch.sign(other.B[rows] @ other.A)
-    both = int((product != 0).sum())
-    return int((product < 0).sum()) / both if both else 0.0
-
-
-def _total(names: Sequence[str], modules: Sequence[ModuleComparison], dots: Tensor) -> Comparison:
-    norms = tuple(
-        Norms(
-            name,
-            float(dots[i, i].clamp_min(0).sqrt()),
-            sum(m.norms[i].effective_rank for m in modules) / len(modules),
-        )
-        for i, name in enumerate(names)
+def _summary(
+    adapter: str, sigma: Sequence[float], effective_rank: float, nuclear: float, l12: float
+) -> Norms:
+    squares = [s * s for s in sigma]
+    whole = math.fsum(squares)
+    energy, kept = [], 0.0
+    for square in squares:
+        kept += square
+        energy.append(min(kept / whole, 1.0) if whole else 1.0)
+    return Norms(
+        adapter, math.sqrt(whole), effective_rank, nuclear, l12, tuple(sigma), tuple(energy)
     )
-    pairs = []
-    for p, (i, j) in enumerate(combinations(range(len(names)), 2)):
-        each = [m.pairs[p] for m in modules]
-        pairs.append(
-            Pair(
-                names[i],
-                names[j],
-                _cosine(dots, i, j),
-                sum(e.overlap_a for e in each) / len(each),
-                sum(e.overlap_b for e in each) / len(each),
-                sum(e.sign_conflict for e in each) / len(each),
-            )
-        )
-    return Comparison(norms, tuple(pairs), tuple(modules))
+
+
+def _effective_rank(sigma: Sequence[float]) -> float:
+    total = sum(sigma)
+    shares = [s / total for s in sigma if s > 0] if total > 0 else []
+    return math.exp(-sum(p * math.log(p) for p in shares)) if shares else 0.0
+
+
+def _pair(
+    one: Norms, other: Norms, dot: float, of_a: Cosines, of_b: Cosines, sign_conflict: float
+) -> Pair:
+    return Pair(
+        one.adapter,
+        other.adapter,
+        _cosine(dot, one, other),
+        _overlap(of_a),
+        _overlap(of_b),
+        sign_conflict,
+        of_a,
+        of_b,
+    )
+
+
+def _cosine(dot: float, one: Norms, other: Norms) -> float:
+    length = one.norm * other.norm
+    return max(-1.0, min(1.0, dot / length)) if length > 0 else 0.0
+
+
+def _overlap(cosines: Cosines) -> float:
+    return _mean([c * c for c in cosines])
+
+
+def _together(
+    names: Sequence[str], modules: Sequence[ModuleComparison]
+) -> tuple[tuple[Norms, ...], Norms, tuple[Pair, ...]]:
+    """(norms, total, pairs) over several modules, of the adapters that have one of them."""
+    own: dict[str, list[Norms]] = defaultdict(list)
+    shared: dict[tuple[str, str], list[tuple[ModuleComparison, Pair]]] = defaultdict(list)
+    for module in modules:
+        for norms in module.norms:
+            own[norms.adapter].append(norms)
+        for pair in module.pairs:
+            shared[pair.one, pair.other].append((module, pair))
+    whole = {name: _all_of(name, own[name]) for name in names if name in own}
+    return (
+        tuple(whole.values()),
+        _all_of(SUM, [m.total for m in modules]),
+        tuple(
+            _all_of_pair(whole[one], whole[other], shared[one, other])
+            for one, other in combinations(whole, 2)
+        ),
+    )
+
+
+def _all_of(adapter: str, parts: Sequence[Norms]) -> Norms:
+    return _summary(
+        adapter,
+        [math.hypot(*values) for values in _columns([p.sigma for p in parts])],
+        _mean([p.effective_rank for p in parts]),
+        math.fsum(p.nuclear for p in parts),
+        math.fsum(p.nuclear_l12 for p in parts),
+    )
+
+
+def _all_of_pair(one: Norms, other: Norms, parts: Sequence[tuple[ModuleComparison, Pair]]) -> Pair:
+    dots = []
+    for module, pair in parts:
+        norm = {n.adapter: n.norm for n in module.norms}
+        dots.append(pair.cosine * norm[pair.one] * norm[pair.other])
+    pairs = [pair for _, pair in parts]
+    return Pair(
+        one.adapter,
+        other.adapter,
+        _cosine(math.fsum(dots), one, other),
+        _mean([p.overlap_a for p in pairs]),
+        _mean([p.overlap_b for p in pairs]),
+        _mean([p.sign_conflict for p in pairs]),
+        tuple(math.sqrt(_overlap(c)) for c in _columns([p.cosines_a for p in pairs])),
+        tuple(math.sqrt(_overlap(c)) for c in _columns([p.cosines_b for p in pairs])),
+    )
+
+
+def _columns(rows: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
+    """The first values of all rows, then the second of those that have one, and so on."""
+    longest = max(map(len, rows), default=0)
+    return [tuple(row[i] for row in rows if i < len(row)) for i in range(longest)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else 0.0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,22 +16,24 @@ from typing import Any
 
 from lorahub.adapter import DTYPE_BYTES, Adapter, Module, ModuleKind
 from lorahub.bases import common_base
-from lorahub.errors import (
-    IncompatibleError,
-    InvalidRecipeError,
-    UnsupportedAdapterError,
+from lorahub.engine.checks import (
+    check_coverage,
+    check_kinds,
+    check_numbers,
+    check_patterns,
+    check_rank,
+    check_same,
 )
-from lorahub.kernels.allocation import Rule, parse_budget, parse_bytes
+from lorahub.engine.sizes import Budget, PackTarget, budget_for, pack_target
+from lorahub.engine.weights import WeightsFor, module_weights
+from lorahub.kernels.allocation import Rule
+from lorahub.licenses import combine
 from lorahub.methods.registry import Method
 
 try:
     LORAHUB_VERSION = version("lorahub-kit")
 except PackageNotFoundError:  # a source tree that was never installed
     LORAHUB_VERSION = "0+unknown"
-
-
-DEFAULT_RULE: Rule = "relative"
-"""How a budget is distributed where nothing is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,33 +90,13 @@ class PlannedModule:
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
-    """Most parameters the result may have, and the rule that distributes them over modules."""
-
-    parameters: int
-    rule: Rule
-
-
-@dataclass(frozen=True, slots=True)
-class PackTarget:
-    """How small a packed result must be; exactly one is given.
-
-    Attributes:
-        ratio: Times smaller than its parameters in bfloat16.
-        limit: Bytes that it may have.
-    """
-
-    ratio: float | None = None
-    limit: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """A merge with everything resolved and checked.
 
     Attributes:
         adapters: The sources in recipe order.
         weights: Their weights.
+        patterns: Per source, the weights that replace its own at the modules that they match.
         method: The merge method.
         parameters: Its parameters, defaults filled in.
         scale: Factor on the merged delta.
@@ -137,6 +118,7 @@ class Plan:
 
     adapters: tuple[Adapter, ...]
     weights: tuple[float, ...]
+    patterns: tuple[WeightsFor, ...]
     method: Method
     parameters: Mapping[str, Any]
     scale: float
@@ -153,6 +135,11 @@ class Plan:
     modules: tuple[PlannedModule, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+
+    @property
+    def license(self) -> str | None:
+        """Licence of the result, or None where there is none that is known to fit all sources."""
+        return combine([(a.name, a.info.license) for a in self.adapters]).license
 
     @property
     def rank(self) -> int:
@@ -191,7 +178,8 @@ class Plan:
         body = {
             "lorahub": LORAHUB_VERSION,
             "parents": [
-                [a.info.content_hash, w] for a, w in zip(self.adapters, self.weights, strict=True)
+                [a.info.content_hash, w, *map(list, p.items())]
+                for a, w, p in zip(self.adapters, self.weights, self.patterns, strict=True)
             ],
             "method": self.method.name,
             "parameters": dict(self.parameters),
@@ -212,6 +200,7 @@ def make_plan(
     method: Method,
     parameters: Mapping[str, Any],
     *,
+    patterns: Sequence[WeightsFor] = (),
     scale: float | None = None,
     normalize: bool | None = None,
     allocate: Rule | None = None,
@@ -228,6 +217,8 @@ def make_plan(
         weights: One finite number per adapter.
         method: The merge method.
         parameters: Its parameters as the user gave them.
+        patterns: Per adapter, weights by pattern, which replace its weight at the modules that
+            they match, as `lorahub.engine.weights` says; none at all when empty.
         scale: Factor on the merged delta; None takes the method's default.
         normalize: Whether every adapter gets the same norm first; None takes the method's
             default.
@@ -247,21 +238,20 @@ def make_plan(
         UnsupportedAdapterError: A source that cannot be merged, with the reasons.
         IncompatibleError: Sources that do not fit together.
     """
-    _check_numbers(adapters, weights, scale, dtype, method)
+    patterns = patterns or [{}] * len(adapters)
+    check_numbers(adapters, weights, scale, dtype, method)
+    check_patterns(adapters, patterns, method)
     filled = method.parameters(parameters)
-    for adapter in adapters:
-        if adapter.info.refusals:
-            reasons = "; ".join(r.message for r in adapter.info.refusals)
-            raise UnsupportedAdapterError(
-                f"'{adapter.name}' cannot be merged: {reasons}", hint="leave it out of the merge"
-            )
+    check_kinds(adapters)
     warnings = [f"{a.name}: {w}" for a in adapters for w in a.info.warnings]
     base = common_base(adapters, base_model, warnings)
-    members = _group(adapters, weights, method)
-    notes = _coverage(adapters, members)
+    members = _group(adapters, weights, patterns, method)
+    notes = check_coverage(adapters, members)
     modules = _plan_modules(members, method, filled)
-    _check_rank(filled.get("rank"), modules, notes)
-    target = _pack_target(pack if pack is not None else method.packed, dtype)
+    check_rank(filled.get("rank"), modules, notes)
+    licensed = combine([(a.name, a.info.license) for a in adapters])
+    notes += [*licensed.conflicts, *licensed.notices]
+    target = pack_target(pack if pack is not None else method.packed, dtype)
     dtype = "F32" if target else dtype or _common_dtype(members)
     infos = [a.info for a in adapters]
     config_of = [dict(i.config) for i in infos]
@@ -275,12 +265,13 @@ def make_plan(
     return Plan(
         adapters=tuple(adapters),
         weights=tuple(float(w) for w in weights),
+        patterns=tuple({p: float(w) for p, w in some.items()} for some in patterns),
         method=method,
         parameters=filled,
         scale=method.default_scale(len(adapters)) if scale is None else float(scale),
         normalize=method.normalize if normalize is None else normalize,
         factors=(),
-        budget=_budget(modules, method, allocate, budget, dtype, filled),
+        budget=budget_for(modules, method, allocate, budget, dtype, filled),
         pack=target,
         seed=seed,
         dtype=dtype,
@@ -294,60 +285,24 @@ def make_plan(
     )
 
 
-def _check_numbers(
-    adapters: Sequence[Adapter],
-    weights: Sequence[float],
-    scale: float | None,
-    dtype: str | None,
-    method: Method,
-) -> None:
-    if not adapters:
-        raise InvalidRecipeError("there is nothing to merge", hint="name at least one adapter")
-    if len(adapters) != len(weights):
-        raise InvalidRecipeError(f"{len(adapters)} adapters but {len(weights)} weights")
-    if method.most_adapters is not None and len(adapters) > method.most_adapters:
-        raise InvalidRecipeError(
-            f"method '{method.name}' merges {method.most_adapters} adapters, not {len(adapters)}",
-            hint="use method 'karcher' for more",
-        )
-    seen: set[str] = set()
-    for adapter, weight in zip(adapters, weights, strict=True):
-        if not math.isfinite(weight):
-            raise InvalidRecipeError(
-                f"the weight of '{adapter.name}' is {weight}, not a finite number",
-                hint="give it as REF:WEIGHT with a number",
-            )
-        if method.equal_weights and weight != 1:
-            raise InvalidRecipeError(
-                f"method '{method.name}' weighs all adapters alike, but '{adapter.name}' has "
-                f"weight {weight:g}",
-                hint="drop the weights, or use method 'svd'",
-            )
-        if adapter.name in seen:
-            raise InvalidRecipeError(
-                f"'{adapter.name}' is named twice", hint="name it once, with the sum of the weights"
-            )
-        seen.add(adapter.name)
-    if scale is not None and not math.isfinite(scale):
-        raise InvalidRecipeError(
-            f"scale is {scale}, not a finite number", hint="give --scale a number"
-        )
-    if dtype is not None and dtype not in {"F32", "F16", "BF16"}:
-        raise InvalidRecipeError(f"dtype '{dtype}' is not one of F32, F16, BF16")
-
-
 _Members = Mapping[str, list[Member]]
 
 
-def _group(adapters: Sequence[Adapter], weights: Sequence[float], method: Method) -> _Members:
+def _group(
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    patterns: Sequence[WeightsFor],
+    method: Method,
+) -> _Members:
     """Members by module name; shapes and kinds are checked to agree."""
     found: dict[str, list[Member]] = defaultdict(list)
-    for index, (adapter, weight) in enumerate(zip(adapters, weights, strict=True)):
+    for index, adapter in enumerate(adapters):
+        weight_of = module_weights(adapter, weights[index], patterns[index])
         for module in adapter.info.modules:
             first = found[module.name][0] if found[module.name] else None
             if first is not None:
-                _check_same(adapters[first.adapter], first.module, adapter, module, method)
-            found[module.name].append(Member(index, module, float(weight)))
+                check_same(adapters[first.adapter], first.module, adapter, module, method)
+            found[module.name].append(Member(index, module, weight_of[module.name]))
     if method.equal_weights:
         found = defaultdict(
             list,
@@ -359,43 +314,6 @@ def _group(adapters: Sequence[Adapter], weights: Sequence[float], method: Method
     return found
 
 
-def _check_same(one: Adapter, a: Module, other: Adapter, b: Module, method: Method) -> None:
-    if (a.d_in, a.d_out, a.kind) != (b.d_in, b.d_out, b.kind):
-        raise IncompatibleError(
-            f"module '{a.name}' is {a.kind} {a.d_out}x{a.d_in} in '{one.name}' but "
-            f"{b.kind} {b.d_out}x{b.d_in} in '{other.name}'",
-            hint="the adapters are for different base models; leave one out",
-        )
-    if method.equal_ranks and a.rank != b.rank:
-        raise IncompatibleError(
-            f"method '{method.name}' needs equal ranks, but module '{a.name}' has rank {a.rank} "
-            f"in '{one.name}' and {b.rank} in '{other.name}'",
-            hint="use method 'svd', which takes any ranks",
-        )
-
-
-def _coverage(adapters: Sequence[Adapter], members: _Members) -> list[str]:
-    if len(adapters) == 1:
-        return []
-    shared: set[int] = set()
-    for group in members.values():
-        if len(group) > 1:
-            shared.update(m.adapter for m in group)
-    alone = [a.name for i, a in enumerate(adapters) if i not in shared]
-    if alone:
-        raise IncompatibleError(
-            f"'{alone[0]}' shares no target module with the other adapters",
-            hint="compare their modules with `lorahub show`; leave it out",
-        )
-    partial = [name for name, group in members.items() if len(group) < len(adapters)]
-    if not partial:
-        return []
-    return [
-        f"{len(partial)} of {len(members)} modules are not in every adapter and are merged over "
-        f"those that have them (first: {min(partial)})"
-    ]
-
-
 def _plan_modules(
     members: _Members, method: Method, parameters: Mapping[str, Any]
 ) -> tuple[PlannedModule, ...]:
@@ -404,76 +322,8 @@ def _plan_modules(
         m = group[0].module
         bound = method.rank_bound([g.module.rank for g in group], min(m.d_in, m.d_out), parameters)
         planned.append(PlannedModule(name, m.kind, m.d_in, m.d_out, tuple(group), bound))
-    return tuple(sorted(planned, key=lambda p: (p.shape, p.name)))
-
-
-def _check_rank(rank: object, modules: Sequence[PlannedModule], notes: list[str]) -> None:
-    if not isinstance(rank, int):
-        return
-    possible = {m.name: min(m.rank, m.d_in, m.d_out) for m in modules}
-    most = max(possible.values())
-    if rank > most:
-        raise InvalidRecipeError(
-            f"rank {rank} is above the largest possible rank, {most}",
-            hint=f"choose a rank from 1 to {most}, or method 'cat' for all of them",
-        )
-    short = [name for name, limit in possible.items() if limit < rank]
-    if short:
-        notes.append(
-            f"{len(short)} modules cannot have rank {rank} and keep all of theirs "
-            f"(first: {min(short)}, {possible[min(short)]})"
-        )
-
-
-def _budget(
-    modules: Sequence[PlannedModule],
-    method: Method,
-    allocate: Rule | None,
-    budget: str | float | None,
-    dtype: str,
-    parameters: Mapping[str, Any],
-) -> Budget | None:
-    if budget is None:
-        if method.allocation and "rank" in parameters:
-            ranks = [parameters["rank"] or m.total_rank / len(m.members) for m in modules]
-            size = sum(r * (m.d_in + m.d_out) for r, m in zip(ranks, modules, strict=True))
-            return Budget(int(size), allocate or method.allocation)
-        if method.allocation or allocate:
-            why = f"method '{method.name}'" if method.allocation else f"allocation '{allocate}'"
-            raise InvalidRecipeError(
-                f"{why} needs a budget",
-                hint="give --budget as bytes (40MB), a reduction (30%), an average rank (rank 8) "
-                "or parameters (2M params)",
-            )
-        return None
-    widths = [m.d_in + m.d_out for m in modules]
-    most = parse_budget(
-        budget,
-        parameters_full=sum(m.rank * w for m, w in zip(modules, widths, strict=True)),
-        bytes_per_value=DTYPE_BYTES[dtype],
-        width_total=sum(widths),
-    )
-    return Budget(most, allocate or method.allocation or DEFAULT_RULE)
-
-
-def _pack_target(pack: str | float | None, dtype: str | None) -> PackTarget | None:
-    if pack is None:
-        return None
-    if dtype not in {None, "F32"}:
-        raise InvalidRecipeError(
-            f"a packed result is written in F32, as its pack decodes, not in {dtype}",
-            hint="drop the dtype",
-        )
-    try:
-        ratio = float(pack)
-    except ValueError:
-        return PackTarget(limit=parse_bytes(str(pack)))
-    if not 1 < ratio < math.inf:
-        raise InvalidRecipeError(
-            f"pack '{pack}' is no ratio above 1",
-            hint="give how many times smaller than in bfloat16 (8), or bytes (40MB)",
-        )
-    return PackTarget(ratio=ratio)
+    # Modules of one shape and of the same weights make one batch.
+    return tuple(sorted(planned, key=lambda p: (p.shape, p.weights, p.name)))
 
 
 def _common_dtype(members: _Members) -> str:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from lorahub.adapter import AdapterInfo, Module, canonical_base
+from lorahub.adapter import AdapterInfo, Module, Outline, canonical_base
 from lorahub.errors import InvalidAdapterError, UnsupportedAdapterError
 from lorahub.formats import card, foreign, peft
+from lorahub.formats.card import read_card
 from lorahub.formats.pickled import convert_pickle, find_pickle
-from lorahub.formats.safetensors import Header, read_header
+from lorahub.formats.safetensors import Header, TensorEntry, read_header
 
-__all__ = ["convert_pickle", "find_pickle", "find_weights", "inspect", "peft"]
+__all__ = [
+    "convert_pickle",
+    "find_pickle",
+    "find_weights",
+    "inspect",
+    "outline",
+    "peft",
+    "read_card",
+]
 
 _CHUNK = 1 << 20
 
@@ -56,6 +65,29 @@ def inspect(folder: Path) -> AdapterInfo:
         license=metadata.license,
         tags=metadata.tags,
         card=metadata.text,
+    )
+
+
+def outline(where: Path, tensors: Mapping[str, TensorEntry]) -> Outline:
+    """What the tensors of a file somewhere else are; ``where`` only names it in errors.
+
+    Raises:
+        InvalidAdapterError: No adapter, or a damaged or hostile one.
+    """
+    odd = next((name for name in tensors if not name.isprintable()), None)
+    if odd is not None:
+        raise InvalidAdapterError(f"{where}: has a tensor name with control characters, {odd!r}")
+    header = Header(tensors, {})
+    info = (peft if peft.is_peft(header, {}) else foreign).inspect(where, header, {})
+    ranks = info.ranks or (0,)
+    return Outline(
+        format=info.format,
+        rank_min=ranks[0],
+        rank_max=ranks[-1],
+        targets=info.targets,
+        dtype=info.dtype,
+        modules=len(info.modules),
+        weights_bytes=max((entry.stop for entry in tensors.values()), default=0),
     )
 
 

@@ -60,6 +60,10 @@ class Expression:
         """Whether all of ``name`` matches; False, and `usable` too, when time is up."""
         return self.usable and self._answer(self._compiled.fullmatch, name)
 
+    def search(self, name: str) -> bool:
+        """Whether it is found anywhere in ``name``; False, and `usable` too, when time is up."""
+        return self.usable and self._answer(self._compiled.search, name)
+
     def _answer(self, ask: Callable[..., object], name: str) -> bool:
         left = self._allowance.left
         start = time.thread_time()

@@ -28,6 +28,7 @@ def merge_elements(deltas: Deltas, density: float, outliers: float) -> Merged:
     title="Model breadcrumbs",
     paper="Davari & Belilovsky, ECCV 2024, arXiv 2312.06795",
     rank_bound=merged_rank,
+    space="delta",
     definition=elementwise(merge_elements),
     default_scale=shrinking_scale,
     exceptions=frozenset({"identity", "sum"}),

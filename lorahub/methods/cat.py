@@ -10,6 +10,7 @@ from lorahub.methods.registry import method, sum_of_ranks
     title="Concatenation",
     paper="PEFT add_weighted_adapter, combination_type='cat'",
     rank_bound=sum_of_ranks,
+    space="factors",
 )
 def cat(stack: Stack) -> Mix:
     """Add the weighted deltas exactly, at the sum of their ranks.

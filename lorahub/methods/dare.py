@@ -32,6 +32,7 @@ def merge_elements(deltas: Deltas, density: float) -> Merged:
     title="DARE",
     paper="Yu et al., ICML 2024, arXiv 2311.03099",
     rank_bound=merged_rank,
+    space="delta",
     definition=elementwise(merge_elements),
     default_scale=shrinking_scale,
     exceptions=frozenset({"cancel", "identity", "order", "sum"}),

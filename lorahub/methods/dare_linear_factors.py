@@ -13,6 +13,7 @@ from lorahub.methods.registry import factorwise, largest_rank, method
     title="DARE on the factors",
     paper="PEFT add_weighted_adapter, combination_type='dare_linear'",
     rank_bound=largest_rank,
+    space="factors",
     definition=factorwise(merge_elements),
     equal_ranks=True,
     exceptions=frozenset({"cancel", "gauge", "identity", "order", "sum"}),

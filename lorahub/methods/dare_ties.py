@@ -27,6 +27,7 @@ def merge_elements(deltas: Deltas, density: float, majority_sign: MajoritySign) 
     title="DARE with TIES",
     paper="Yu et al., ICML 2024, arXiv 2311.03099; Yadav et al., NeurIPS 2023, arXiv 2306.01708",
     rank_bound=merged_rank,
+    space="delta",
     definition=elementwise(merge_elements),
     default_scale=shrinking_scale,
     exceptions=frozenset({"cancel", "identity", "order", "sum"}),

@@ -15,6 +15,7 @@ from lorahub.methods.ties import MajoritySign
     title="DARE with TIES on the factors",
     paper="PEFT add_weighted_adapter, combination_type='dare_ties'",
     rank_bound=largest_rank,
+    space="factors",
     definition=factorwise(merge_elements),
     equal_ranks=True,
     exceptions=frozenset({"cancel", "gauge", "identity", "order", "sum"}),

@@ -32,6 +32,7 @@ def merge_elements(
     title="DELLA",
     paper="Deep et al. 2024, arXiv 2406.11617",
     rank_bound=merged_rank,
+    space="delta",
     definition=elementwise(merge_elements),
     default_scale=shrinking_scale,
     exceptions=frozenset({"cancel", "identity", "order", "sum"}),

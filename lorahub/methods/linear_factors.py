@@ -29,6 +29,7 @@ def _factor_sum(stack: Stack) -> Mix:
     title="Linear combination of the factors",
     paper="PEFT add_weighted_adapter, combination_type='linear'",
     rank_bound=largest_rank,
+    space="factors",
     definition=_definition,
     equal_ranks=True,
     exceptions=frozenset({"gauge", "sum", "cancel"}),

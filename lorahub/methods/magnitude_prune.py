@@ -26,6 +26,7 @@ def merge_elements(deltas: Deltas, density: float) -> Merged:
     title="Magnitude pruning",
     paper="PEFT add_weighted_adapter, combination_type='magnitude_prune_svd'",
     rank_bound=merged_rank,
+    space="delta",
     definition=elementwise(merge_elements),
     default_scale=shrinking_scale,
     exceptions=frozenset({"identity", "sum"}),

@@ -14,6 +14,7 @@ from lorahub.methods.ties import Density
     title="Magnitude pruning of the factors",
     paper="PEFT add_weighted_adapter, combination_type='magnitude_prune'",
     rank_bound=largest_rank,
+    space="factors",
     definition=factorwise(merge_elements),
     equal_ranks=True,
     exceptions=frozenset({"gauge", "identity", "sum"}),

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "lorahub.methods"
 
+Space = Literal["factors", "core", "delta"]
 RankBound = Callable[[Sequence[int], int, Mapping[str, Any]], int]
 MergeRule = Callable[..., Mix | Factors]
 Definition = Callable[
@@ -50,6 +51,8 @@ class Method:
         paper: Where the idea comes from: URL, or library and function.
         rule: The function itself: ``rule(stack, **parameters)`` gives a mixture, or factors.
         schema: pydantic model of the parameters.
+        space: Where it works: on the factors' elements, in R x R matrices of the factors' inner
+            products, or on the deltas' elements.
         rank_bound: Largest rank a module may come out with, from its members' ranks, the
             smaller of d_in and d_out, and the parameters.
         definition: Function that gives, from a float64 stack, the modules' reports and the
@@ -75,6 +78,7 @@ class Method:
     paper: str
     rule: MergeRule
     schema: type[BaseModel]
+    space: Space
     rank_bound: RankBound
     definition: Definition
     default_scale: Callable[[int], float]
@@ -188,6 +192,7 @@ def method(
     title: str,
     paper: str,
     rank_bound: RankBound,
+    space: Space = "core",
     definition: Definition | None = weighted_sum,
     default_scale: Callable[[int], float] = unit_scale,
     normalize: bool | None = False,
@@ -219,6 +224,7 @@ def method(
             paper=paper,
             rule=rule,
             schema=create_model(name, __config__=ConfigDict(extra="forbid"), **fields),
+            space=space,
             rank_bound=rank_bound,
             definition=definition or _untruncated(rule),
             default_scale=default_scale,

@@ -35,6 +35,7 @@ def merge_elements(deltas: Deltas, density: float, majority_sign: MajoritySign) 
     title="TIES",
     paper="Yadav et al., NeurIPS 2023, arXiv 2306.01708",
     rank_bound=merged_rank,
+    space="delta",
     definition=elementwise(merge_elements),
     exceptions=frozenset({"identity", "sum"}),
 )

@@ -13,6 +13,7 @@ from lorahub.methods.ties import Density, MajoritySign, merge_elements
     title="TIES on the factors",
     paper="PEFT add_weighted_adapter, combination_type='ties'",
     rank_bound=largest_rank,
+    space="factors",
     definition=factorwise(merge_elements),
     equal_ranks=True,
     exceptions=frozenset({"gauge", "identity", "sum"}),

@@ -7,14 +7,29 @@ one subject; `Workspace` is all of them.
 from lorahub.workspace.cataloguing import Cataloguing
 from lorahub.workspace.comparing import Comparing
 from lorahub.workspace.deriving import Deriving
-from lorahub.workspace.merging import Merging
+from lorahub.workspace.discovering import Discovering
+from lorahub.workspace.keeping import Keeping
+from lorahub.workspace.knowing import Knowing
 from lorahub.workspace.packing import Packing
 from lorahub.workspace.publishing import Publishing
+from lorahub.workspace.reproducing import Reproducing
+from lorahub.workspace.resizing import Resizing
 
 __all__ = ["Workspace"]
 
 
-class Workspace(Cataloguing, Merging, Comparing, Deriving, Packing, Publishing):
+class Workspace(
+    Cataloguing,
+    Discovering,
+    Resizing,
+    Comparing,
+    Deriving,
+    Keeping,
+    Knowing,
+    Packing,
+    Publishing,
+    Reproducing,
+):
     """A catalog with the means to fill it, merge from it and publish from it.
 
     Use as a context manager, or call `close`.

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from lorahub.config import Config, load_config
+from lorahub.errors import UsageError
 from store import Catalog
 
 if TYPE_CHECKING:
@@ -47,8 +48,30 @@ class Base:
     ) -> None:
         self.close()
 
-    def hub(self, *, endpoint: str | None = None, token_env: str | None = None) -> Hub:
-        """A client for the Hub in effect."""
+    def hub(
+        self,
+        *,
+        remote: str | None = None,
+        endpoint: str | None = None,
+        token_env: str | None = None,
+    ) -> Hub:
+        """A client for the Hub in effect: a configured remote, an address, or the default.
+
+        Raises:
+            UsageError: No such remote, both a remote and an address, or a token that is not set.
+        """
         from lorahub.hub import Hub
 
-        return Hub(endpoint or self.config.endpoint, self.config.token(token_env))
+        if remote is None:
+            return Hub(endpoint or self.config.endpoint, self.config.token(token_env))
+        if endpoint is not None:
+            raise UsageError("--remote and --endpoint exclude each other")
+        settings = self.config.remote(remote)
+        token_env = token_env or settings.token_env
+        return Hub(settings.endpoint, self.config.token(token_env) if token_env else False)
+
+    def hub_at(self, endpoint: str) -> Hub:
+        """A client for a Hub that a reference names by its address."""
+        from lorahub.hub import Hub
+
+        return Hub(endpoint, self.config.token_at(endpoint))

@@ -90,8 +90,11 @@ class Cataloguing(Base):
         """
         from lorahub.output import new_file
 
-        with new_file(file) as out:
-            count = 0
+        count = 0
+        with (
+            new_file(file.absolute(), self.config.home / "locks", replace=True) as partial,
+            partial.open("w", encoding="utf-8") as out,
+        ):
             for line in self.catalog.export_lines():
                 out.write(line)
                 count += 1

@@ -1,9 +1,6 @@
-"""Looking into the catalog, and taking things out of it."""
+"""Looking into the catalog."""
 
 from __future__ import annotations
-
-import shutil
-from collections.abc import Sequence
 
 from lorahub.adapter import Adapter
 from lorahub.lookup import get
@@ -21,7 +18,7 @@ class Finding(Base):
             NotFoundError: Nothing in the catalog goes by it.
             ConflictError: An id prefix that means several.
         """
-        return get(self.catalog, reference)
+        return get(self.catalog, self.config.expand(reference))
 
     def adapters(
         self,
@@ -52,19 +49,3 @@ class Finding(Base):
     def parents(self, adapter: Adapter) -> tuple[ParentLink, ...]:
         """What a merged adapter came from, in recipe order."""
         return self.catalog.parents(adapter.id)
-
-    def remove(self, references: Sequence[str], *, files: bool = False) -> tuple[Adapter, ...]:
-        """Take adapters out of the catalog; with ``files``, also delete merged folders.
-
-        Files of the Hub's cache and of the user's own folders are never deleted.
-
-        Raises:
-            NotFoundError: A reference names nothing; then none is removed.
-        """
-        adapters = tuple(self.get(reference) for reference in references)
-        for adapter in adapters:
-            self.catalog.remove(adapter.id)
-            ours = adapter.origin.folder.is_relative_to(self.config.home)
-            if files and ours:
-                shutil.rmtree(adapter.origin.folder, ignore_errors=True)
-        return adapters

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lorahub.events import Listener, ignore
+from lorahub.extracting import Extractor
+from lorahub.extraction import Extraction
 from lorahub.merging import Merged, Merger, plan_for
 from lorahub.record import Verification
 from lorahub.workspace.pulling import Pulling
@@ -20,6 +23,8 @@ class Merging(Pulling):
     def plan(self, recipe: Recipe, *, listener: Listener = ignore) -> Plan:
         """Resolve a recipe's references (pulling what is missing) and check that it can work.
 
+        Method ``auto`` becomes the one that `suggest` chooses; notes of the plan say why.
+
         Raises:
             InvalidRecipeError: The recipe, its method or a parameter is wrong.
             IncompatibleError: The adapters do not fit together.
@@ -28,9 +33,20 @@ class Merging(Pulling):
             IntegrityError: A source is not what the recipe pinned.
         """
         from lorahub.methods.registry import get as get_method
+        from lorahub.recipe import AUTO, check_auto
 
-        get_method(recipe.method).parameters(recipe.parameters)
-        return plan_for(recipe, [self._source(s.adapter, listener) for s in recipe.sources])
+        if recipe.method == AUTO:
+            check_auto(recipe)
+        else:
+            get_method(recipe.method).parameters(recipe.parameters)
+        adapters = [self._source(s.adapter, listener) for s in recipe.sources]
+        if recipe.method != AUTO:
+            return plan_for(recipe, adapters)
+        from lorahub.engine.suggest import resolved
+
+        concrete, why = resolved(recipe, adapters, listener=listener)
+        plan = plan_for(concrete, adapters)
+        return replace(plan, notes=plan.notes + why)
 
     def merge(
         self,
@@ -72,12 +88,16 @@ class Merging(Pulling):
         )
 
     def verify(self, reference: str, *, listener: Listener = ignore) -> Verification:
-        """Recompute a merged adapter from its lineage and compare.
+        """Recompute a merged or extracted adapter from its lineage and compare.
 
         Raises:
-            UsageError: It is not the result of a merge.
+            UsageError: It is the result of neither.
             NotFoundError: A source is no longer in the catalog.
             IntegrityError: A source or the result changed since the merge.
             VerificationError: It is further from its definition than its dtype allows.
         """
-        return Merger(self.config, self.catalog).verify(self.get(reference), listener)
+        adapter = self.get(reference)
+        extraction = Extraction.read(adapter.origin.folder)
+        if extraction is not None:
+            return Extractor(self.config, self.catalog).verify(adapter, extraction, listener)
+        return Merger(self.config, self.catalog).verify(adapter, listener)

@@ -44,6 +44,7 @@ class Packing(Pulling):
         found = packs.pack(
             adapters,
             out,
+            locks=self.config.home / "locks",
             ratio=ratio,
             bytes_budget=bytes_budget,
             error=error,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorahub.integrity import check_unchanged
-from lorahub.publishing import export, publishable
+from lorahub.publishing import check_license, export, prepared, publishable
 from lorahub.workspace.finding import Finding
 
 if TYPE_CHECKING:
@@ -16,8 +16,19 @@ if TYPE_CHECKING:
 class Publishing(Finding):
     """Exports and publications."""
 
+    def files(self, reference: str) -> tuple[Path, ...]:
+        """The files of an adapter that an export copies and a push uploads.
+
+        Raises:
+            NotFoundError: The reference names nothing.
+        """
+        return publishable(self.get(reference))
+
     def export(self, reference: str, folder: Path, *, format_name: str = "peft") -> Path:
-        """Copy an adapter into a new folder as PEFT reads it.
+        """Write an adapter into a new folder as PEFT reads it.
+
+        ``peft`` copies its files; ``equal-ranks`` writes its deltas with one rank for all
+        modules and scaling 1, for programs that know no patterns (llama.cpp, vLLM).
 
         Raises:
             UsageError: An unknown format.
@@ -41,28 +52,43 @@ class Publishing(Finding):
         create_pr: bool = False,
         message: str | None = None,
         dry_run: bool = False,
+        remote: str | None = None,
         endpoint: str | None = None,
         token_env: str | None = None,
     ) -> Pushed:
-        """Publish an adapter on the Hub in one commit.
+        """Publish an adapter on the Hub in one commit, with its card, record and recipe.
+
+        Args:
+            reference: A catalogued adapter.
+            repo_id: ``owner/name``; it is created where it does not exist.
+            private: Ask for a private repository, and make sure that it is one.
+            create_pr: Open a pull request instead of committing to main.
+            message: Commit message.
+            dry_run: Only look and say what would go up.
+            remote: Name of a configured Hub instead of the default one.
+            endpoint: Address of a Hub instead of the default one.
+            token_env: Environment variable that holds the token.
 
         Raises:
             AuthError: No token, or one that may not write there.
             ConflictError: The repository is public where a private one was asked for.
+            LicenseError: Its card states a licence that its parents do not allow.
             NetworkError: The Hub does not answer.
             IntegrityError: Its files changed since they were catalogued.
         """
         adapter = self.get(reference)
         check_unchanged(adapter)
-        hub = self.hub(endpoint=endpoint, token_env=token_env)
-        pushed = hub.push(
-            publishable(adapter),
-            repo_id,
-            private=private,
-            create_pr=create_pr,
-            message=message or f"Upload {adapter.name}",
-            dry_run=dry_run,
-        )
+        check_license(adapter)
+        hub = self.hub(remote=remote, endpoint=endpoint, token_env=token_env)
+        with prepared(adapter, repo_id) as files:
+            pushed = hub.push(
+                files,
+                repo_id,
+                private=private,
+                create_pr=create_pr,
+                message=message or f"Upload {adapter.name}",
+                dry_run=dry_run,
+            )
         if pushed.changed and not dry_run:
             self.catalog.record_push(
                 adapter.id, repo_id, hub.endpoint, pushed.revision or "", pushed.url

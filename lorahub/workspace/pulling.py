@@ -21,6 +21,7 @@ class Pulling(Finding):
         name: str | None = None,
         all_files: bool = False,
         allow_pickle: bool = False,
+        remote: str | None = None,
         endpoint: str | None = None,
         token_env: str | None = None,
         listener: Listener = ignore,
@@ -28,11 +29,13 @@ class Pulling(Finding):
         """Bring adapters into the catalog, several at a time.
 
         Args:
-            references: Hub repositories or folders.
+            references: Hub repositories or folders. What the catalog holds at the very commit
+                asked for needs no Hub.
             name: Catalog name; only for a single reference.
             all_files: Fetch every file of a repository, not only the adapter's.
             allow_pickle: Read ``.bin`` weights (plain tensors only) and convert them.
-            endpoint: Hub endpoint instead of the configured one.
+            remote: Name of a configured Hub instead of the default one.
+            endpoint: Address of a Hub instead of the default one.
             token_env: Environment variable that holds the token.
             listener: Receives progress.
 
@@ -40,11 +43,12 @@ class Pulling(Finding):
             One outcome per reference, in order; failures of single references do not raise.
 
         Raises:
-            UsageError: No reference, or a name for several.
+            UsageError: No reference, a name for several, or no such remote.
         """
         return Puller(self.config, self.catalog).pull(
-            references,
-            self.hub(endpoint=endpoint, token_env=token_env),
+            [self.config.expand(reference) for reference in references],
+            self.hub(remote=remote, endpoint=endpoint, token_env=token_env),
+            self.hub_at,
             name=name,
             all_files=all_files,
             allow_pickle=allow_pickle,
@@ -52,7 +56,7 @@ class Pulling(Finding):
         )
 
     def _source(self, text: str, listener: Listener) -> Adapter:
-        reference = Reference.parse(text)
+        reference = Reference.parse(self.config.expand(text))
         if not (reference.is_path or reference.pack or is_folder(reference)):
             found = find(self.catalog, reference)
             if found is not None:

@@ -1,0 +1,43 @@
+"""The verb that opens the terminal UI, which is also what plain ``lorahub`` does on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from lorahub.cli import sink
+from lorahub.errors import ExitCode
+
+
+def plain(context: typer.Context) -> None:
+    """Without a verb: the terminal UI on a terminal, the help elsewhere."""
+    if context.invoked_subcommand is not None:
+        return
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        tui()
+        return
+    sink.print_text(context.get_help())
+    raise typer.Exit(ExitCode.USAGE)
+
+
+def tui(
+    web: Annotated[
+        bool, typer.Option("--web", help="Serve it to a browser, at an address with a token.")
+    ] = False,
+    port: Annotated[int, typer.Option("--port", help="Port for --web; 0 takes a free one.")] = 0,
+    host: Annotated[
+        str, typer.Option("--host", help="Interface for --web; others than this machine's see it.")
+    ] = "127.0.0.1",
+) -> None:
+    """Open the terminal UI: browse, compose, run, export."""
+    with sink.errors("tui"):
+        if web:
+            from tui.web import serve
+
+            serve(host, port, sink.note)
+            return
+        from tui import open_application
+
+        open_application()

@@ -1,0 +1,273 @@
+"""The home screen: listing, filtering, the basket, what is remembered."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import insert, select
+
+from lorahub.workspace import Workspace
+from store import AdapterFilter
+from store.models import adapter_table
+from tests.conftest import EXAMPLES, write_adapter
+from tests.terminal import NARROW, WIDE, Terminal, run
+from tui.actions import ACTIONS, binding_id
+from tui.app import LorahubApp
+from tui.query import parse, toggled
+from tui.screens.browse import BrowseScreen
+from tui.widgets.paged_table import MOST_PAGES, PAGE, PagedTable
+
+
+@pytest.fixture
+def filled(home: Path) -> Path:
+    """A catalog of the three examples and one adapter for another base model."""
+    other = write_adapter(home.parent / "other", {"layer.q": (8, 8, 2)}, base="tests/other")
+    with Workspace.open(home) as workspace:
+        workspace.pull([str(EXAMPLES / n) for n in ("languages", "manuals", "packages")])
+        workspace.pull([str(other)])
+    return home
+
+
+@pytest.mark.parametrize("size", [NARROW, WIDE])
+def test_first_screen_lists_the_catalog_and_says_its_command(
+    filled: Path, size: tuple[int, int]
+) -> None:
+    async def scenario(t: Terminal) -> None:
+        for name in ("languages", "manuals", "packages", "other"):
+            assert name in t.screen
+        assert "$ lorahub ls" in t.screen
+        assert all(len(line) <= size[0] for line in t.screen.splitlines())
+
+    run(filled, scenario, size)
+
+
+def test_empty_catalog_says_what_to_do(home: Path) -> None:
+    async def scenario(t: Terminal) -> None:
+        assert "The catalog is empty." in t.screen
+        assert "lorahub pull owner/name" in t.screen
+        await t.press("e")
+        assert "no adapter is here" in t.said
+
+    run(home, scenario)
+
+
+def test_filter_as_you_type(filled: Path) -> None:
+    async def scenario(t: Terminal) -> None:
+        await t.press("slash")
+        await t.type("rank:8.. base:MINILM")
+        assert t.app.command == "lorahub ls --base MINILM --rank 8.." or (
+            t.app.command == "lorahub ls --rank 8.. --base MINILM"
+        )
+        assert "languages" in t.screen
+        assert "packages" not in t.screen
+        await t.press("enter", "escape")
+        assert "packages" in t.screen
+        await t.press("slash")
+        await t.type("nosuch:1")
+        assert "no filter 'nosuch:'" in t.screen or "packages" in t.screen
+
+    run(filled, scenario)
+
+
+def test_facet_is_a_condition_of_the_line(filled: Path) -> None:
+    async def scenario(t: Terminal) -> None:
+        await t.press("f", "down", "enter")
+        assert t.app.state.filter.startswith("base:")
+        assert "--base" in t.app.command
+        assert "[x]" in t.screen
+        await t.press("enter")
+        assert t.app.state.filter == ""
+
+    run(filled, scenario)
+
+
+def test_basket_dims_what_cannot_join_and_says_why(filled: Path) -> None:
+    async def scenario(t: Terminal) -> None:
+        await t.press("space")
+        assert "Basket 1: languages" in t.screen
+        assert "other  (other base)" in t.screen
+        await t.press("j", "j", "space")
+        assert "is for tests/other" in t.said
+        assert "Basket 1: languages" in t.screen
+        await t.press("k", "space")
+        assert "Basket 2: languages + manuals" in t.screen
+        await t.press("space")
+        assert "Basket 1: languages" in t.screen
+
+    run(filled, scenario)
+
+
+def test_state_is_there_again(filled: Path) -> None:
+    async def first(t: Terminal) -> None:
+        await t.press("s", "s", "S", "space", "f2", "d")
+
+    async def second(t: Terminal) -> None:
+        assert "--sort rank --reverse" in t.app.command
+        assert "Basket 1" in t.screen
+        assert t.app.theme == "lorahub-light"
+        assert "Lineage" not in t.screen
+
+    run(filled, first)
+    run(filled, second)
+    (filled / "tui.json").write_text('{"theme": 3, "recipe": {"sources": "x"}, "screen": "nosuch"}')
+
+    async def damaged(t: Terminal) -> None:
+        assert "Basket empty" in t.screen
+        assert t.app.theme == "lorahub-dark"
+
+    run(filled, damaged)
+
+
+def test_users_keymap(filled: Path) -> None:
+    (filled / "keymap.toml").write_text('"browse.pick" = "b"\n"browse.nosuch" = "c"\n')
+
+    async def scenario(t: Terminal) -> None:
+        assert "'browse.nosuch' is left out" in t.said
+        await t.press("b")
+        assert "Basket 1" in t.screen
+
+    run(filled, scenario)
+
+
+def test_damaged_adapter_says_so_in_its_row(filled: Path) -> None:
+    shutil.rmtree(filled.parent / "other")
+
+    async def scenario(t: Terminal) -> None:
+        row = next(line for line in t.screen.splitlines() if "other  (" in line)
+        assert "files are gone" in row
+        await t.press("slash")
+        await t.type("base:other")
+        assert "No such file" in t.screen
+
+    run(filled, scenario)
+
+
+def test_ten_thousand_rows_are_paged_not_loaded(filled: Path) -> None:
+    _multiply(filled, 10_000)
+
+    async def scenario(t: Terminal) -> None:
+        table = t.app.screen.query_one(PagedTable)
+        assert table.count == 10_004
+        await t.press("G")
+        assert "x-09999" in t.screen
+        for _ in range(30):
+            await t.press("ctrl+u")
+        assert len(table.loaded()) <= MOST_PAGES * PAGE
+        await t.press("g")
+        assert "languages" in t.screen
+
+    run(filled, scenario)
+
+
+def test_resize_keeps_the_cursor_in_sight(filled: Path) -> None:
+    _multiply(filled, 60)
+
+    async def scenario(t: Terminal) -> None:
+        await t.press("G")
+        assert "x-00059" in t.screen
+        await t.pilot.resize_terminal(*NARROW)
+        await t.idle()
+        assert "x-00059" in t.screen
+
+    run(filled, scenario)
+
+
+def test_help_palette_and_jump(filled: Path) -> None:
+    async def scenario(t: Terminal) -> None:
+        await t.press("question_mark")
+        assert "Put the adapter in, or out of, the basket." in t.screen
+        await t.press("escape", "ctrl+p")
+        await t.type("Export")
+        assert "Copy the adapter into a folder." in t.screen
+        await t.press("escape", "ctrl+o")
+        dialog = t.app.screen
+        letter = next(k for k, w in dialog._targets.items() if w.id == "filter")
+        await t.press(letter)
+        assert t.app.focused is not None
+        assert t.app.focused.id == "filter"
+
+    run(filled, scenario)
+
+
+def test_palette_lists_only_what_applies(home: Path) -> None:
+    async def scenario(t: Terminal) -> None:
+        assert isinstance(t.app.screen, BrowseScreen)
+        names = {c.title for c in t.app.get_system_commands(t.app.screen)}
+        assert "Pull" in names
+        assert not {"Export", "Push", "Empty basket"} & names
+
+    run(home, scenario)
+
+
+def test_removing_asks_and_names_the_command(filled: Path) -> None:
+    async def scenario(t: Terminal) -> None:
+        await t.press("x")
+        assert "$ lorahub rm languages" in t.screen
+        await t.press("escape")
+        await t.press("x")
+        await t.pilot.click("#yes")
+        await t.idle()
+        assert "languages" not in t.screen.split("Basket")[0]
+
+    run(filled, scenario)
+    with Workspace.open(filled) as workspace:
+        assert workspace.catalog.count() == 3
+    assert (EXAMPLES / "languages").is_dir()
+
+
+def test_every_binding_is_an_action_and_is_answered() -> None:
+    names = [binding_id(a) for a in ACTIONS]
+    assert len(names) == len(set(names))
+    for owner in (LorahubApp, BrowseScreen, PagedTable):
+        for binding in owner.BINDINGS:
+            assert binding.id in names
+    for action in ACTIONS:
+        owner = {"app": LorahubApp, "browse": BrowseScreen, "table": PagedTable}.get(action.scope)
+        screens = ("browse", "compose", "run", "history", "inspect", "remote")
+        if owner is not None and action.name not in screens:
+            assert callable(getattr(owner, f"do_{action.name}")), action
+
+
+def test_queries() -> None:
+    query = parse('rank:8..16 base:"my base" law rank')
+    assert query.where == AdapterFilter(base="my base", rank=(8, 16))
+    assert query.words == "law rank"
+    assert parse("rank:x").problem == "rank:x is no range; write 8, 8..16, ..16 or 8.."
+    assert parse("foo:1").problem is not None
+    assert parse("base:").where == AdapterFilter()
+    assert toggled("law rank:8", "rank", "4") == "law rank:4"
+    assert toggled("law rank:4", "rank", "4") == "law"
+    assert toggled("", "base", "my base") == 'base:"my base"'
+
+
+def test_no_torch_in_the_process_of_the_screen(filled: Path) -> None:
+    code = (
+        "import asyncio, sys, json\n"
+        "from pathlib import Path\n"
+        "from tests.terminal import run\n"
+        "async def scenario(t):\n"
+        "    for key in '1','2','3','4','5','6','1':\n"
+        "        await t.press(key)\n"
+        f"run(Path({str(filled)!r}), scenario)\n"
+        "print(json.dumps([m for m in ('torch', 'sklearn', 'peft', 'transformers')"
+        " if m in sys.modules]))\n"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert json.loads(out.stdout.splitlines()[-1]) == []
+
+
+def _multiply(home: Path, count: int) -> None:
+    """Further rows that differ from the first one in name."""
+    with Workspace.open(home) as workspace, workspace.catalog._write() as connection:
+        columns = [c for c in adapter_table.columns if c.name != "id"]
+        row = dict(connection.execute(select(*columns).limit(1)).mappings().one())
+        rows = [{**row, "name": f"x-{i:05d}"} for i in range(count)]
+        connection.execute(insert(adapter_table), rows)

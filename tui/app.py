@@ -1,0 +1,268 @@
+"""The application: it wires screens to one workspace and to the jobs, and remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from textual import work
+from textual.app import App, SystemCommand
+from textual.message import Message
+from textual.reactive import reactive
+from textual.screen import Screen
+from textual.worker import get_current_worker
+
+from lorahub.adapter import Adapter
+from lorahub.errors import LorahubError
+from lorahub.workspace import Workspace
+from tui import themes
+from tui.acting import Acting
+from tui.actions import bindings
+from tui.draft import Draft, Edits, from_body
+from tui.job import Job
+from tui.jobs import Jobs
+from tui.messages import CatalogChanged, Complaint
+from tui.screens import modes
+from tui.state import State, load_keymap, load_state, save_state
+
+BEAT = 0.05
+"""Seconds between two looks at running jobs: 20 a second at most reach the screen."""
+IDLE_BEAT = 1.0
+
+
+class LorahubApp(Acting, App[None]):
+    """lorahub in a terminal."""
+
+    scope = "app"
+    TITLE = "lorahub"
+    CSS_PATH = "styles.tcss"
+    BINDINGS = bindings("app")
+    MODES = modes.MODES
+    ENABLE_COMMAND_PALETTE = True
+    COMMAND_PALETTE_BINDING = "ctrl+p"
+    HORIZONTAL_BREAKPOINTS = [  # noqa: RUF012 - as textual declares it
+        (0, "-narrow"),
+        (100, "-wide"),
+    ]
+
+    basket: reactive[tuple[Adapter, ...]] = reactive(())
+    draft: reactive[Draft] = reactive(Draft())
+    command: reactive[str] = reactive("lorahub")
+    running: reactive[tuple[Job, ...]] = reactive(())
+
+    class Resolved(Message):
+        """The recipe's inputs as adapters of the catalog; what is not there is left out."""
+
+        def __init__(self, basket: tuple[Adapter, ...]) -> None:
+            super().__init__()
+            self.basket = basket
+
+    class Polled(Message):
+        """What is known of the jobs now."""
+
+        def __init__(self, jobs: tuple[Job, ...]) -> None:
+            super().__init__()
+            self.jobs = jobs
+
+    def __init__(self, workspace: Workspace) -> None:
+        super().__init__()
+        self.workspace = workspace
+        self.home: Path = workspace.config.home
+        self.jobs = Jobs(self.home)
+        self.state: State = load_state(self.home)
+        self.edits = Edits(_draft_of(self.state))
+        for theme in themes.THEMES:
+            self.register_theme(theme)
+        names = {theme.name for theme in themes.THEMES}
+        self.theme = self.state.theme if self.state.theme in names else themes.DARK.name
+
+    def on_mount(self) -> None:
+        """Put everything back where it was."""
+        keys, problems = load_keymap(self.home)
+        self.set_keymap(dict(keys))
+        for problem in problems:
+            self.notify(problem, severity="warning", timeout=10)
+        self.draft = self.edits.draft
+        screen = self.state.screen if self.state.screen in modes.MODES else "browse"
+        self.switch_mode(screen)
+        self._watch_jobs()
+
+    def on_unmount(self) -> None:
+        """Remember where the user was."""
+        self.jobs.close()
+        self.remember()
+
+    def remember(self, **changes: object) -> None:
+        """Change the state and keep it for the next start."""
+        inputs = self.draft.inputs
+        state = replace(
+            self.state,
+            theme=self.theme,
+            recipe=self.draft.body if inputs else {},
+            muted=[dict(i.source) for i in inputs if i.muted],
+        )
+        self.state = replace(state, **changes)  # type: ignore[arg-type]  # a State's own fields
+        save_state(self.home, self.state)
+
+    # Work in threads
+
+    @work(thread=True, exclusive=True, group="resolve")
+    def _resolve(self, names: tuple[str, ...]) -> None:
+        found = []
+        for name in names:
+            try:
+                found.append(self.workspace.get(name))
+            except LorahubError:
+                continue  # the plan says what is wrong with it
+        if not get_current_worker().is_cancelled:
+            self.post_message(self.Resolved(tuple(found)))
+
+    @work(thread=True)
+    def _watch_jobs(self) -> None:
+        worker = get_current_worker()
+        before: tuple[Job, ...] | None = None
+        while not (worker.is_cancelled or self.jobs.closed):
+            self.jobs.changed.clear()
+            now = self.jobs.poll()
+            if now != before:
+                self.post_message(self.Polled(now))
+                before = now
+            self.jobs.changed.wait(BEAT if any(j.active for j in now) else IDLE_BEAT)
+
+    def watch_draft(self, before: Draft, now: Draft) -> None:
+        """The basket is the recipe's inputs."""
+        self.remember()
+        names = tuple(i.adapter for i in now.inputs)
+        if names != tuple(a.name for a in self.basket):
+            self._resolve(names)
+
+    def on_lorahub_app_resolved(self, event: Resolved) -> None:
+        """Take over what was found."""
+        self.basket = event.basket
+
+    def on_lorahub_app_polled(self, event: Polled) -> None:
+        """Show the jobs, and say what ended well or badly."""
+        before = {j.name: j for j in self.running}
+        self.running = event.jobs
+        for job in event.jobs:
+            earlier = before.get(job.name)
+            if job.active or earlier is None or not earlier.active:
+                continue
+            if job.state == "finished":
+                self.notify(f"{job.title}: done")
+                self.announce_change()
+            else:
+                self.notify(f"{job.title}: {job.error}", severity="error", timeout=8)
+
+    def on_complaint(self, event: Complaint) -> None:
+        """Something could not be done."""
+        self.complain(event.error)
+
+    def announce_change(self) -> None:
+        """Tell every screen that the catalog changed."""
+        for stack in self._screen_stacks.values():
+            for screen in stack:
+                screen.post_message(CatalogChanged())
+
+    # What screens ask for
+
+    def submit(self, words: Iterable[str], title: str, recipe: str | None = None) -> None:
+        """Start a job, or say why it cannot start."""
+        try:
+            self.jobs.submit(list(words), title, recipe)
+        except LorahubError as error:
+            self.complain(error)
+        else:
+            self.notify(f"{title}: asked for; see Run (3)")
+
+    def complain(self, error: LorahubError) -> None:
+        """Show an error with what to do about it."""
+        hint = f"\n{error.hint}" if error.hint else ""
+        self.notify(f"{error.message}{hint}", severity="error", timeout=10, markup=False)
+
+    def edit(self, draft: Draft, *, typing: bool = False) -> None:
+        """Take a changed recipe; it can be undone."""
+        if self.edits.change(draft, typing=typing):
+            self.draft = draft
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """The palette: what can be done now, by the screen in sight and everywhere."""
+        for node in (screen.focused, screen, self):
+            if isinstance(node, Acting) and node.scope != "table":
+                for action in node.actions_now():
+                    yield SystemCommand(action.title, action.help, _caller(node, action.name))
+
+    # Actions
+
+    def why_not(self, name: str) -> str | None:
+        """Dialogs keep to themselves: screens change only where none is open."""
+        if name in modes.MODES and len(self.screen_stack) > 1:
+            return "finish the dialog first, or leave it with escape"
+        return None
+
+    def action_do(self, name: str) -> None:
+        """Screens are actions by their names; the others as everywhere."""
+        if name in modes.MODES and self.why_not(name) is None:
+            self.switch_mode(name)
+            self.remember(screen=name)
+            return
+        super().action_do(name)
+
+    def do_help(self) -> None:
+        """Show the keys."""
+        from tui.screens.help import HelpDialog
+
+        self.push_screen(HelpDialog(self.screen))
+
+    def do_palette(self) -> None:
+        """Open the palette."""
+        self.action_command_palette()
+
+    def do_jump(self) -> None:
+        """Letters on every pane."""
+        from tui.screens.jump import JumpDialog
+
+        screen = self.screen
+        self.push_screen(JumpDialog(screen), screen.set_focus)
+
+    def do_theme(self) -> None:
+        """The next theme."""
+        self.theme = themes.following(self.theme)
+        self.remember()
+
+    def do_copy_command(self) -> None:
+        """Copy the command line."""
+        self.copy(self.command)
+
+    def copy(self, text: str) -> None:
+        """Put text into the clipboard and say so."""
+        self.copy_to_clipboard(text)
+        self.notify(f"copied: {text.splitlines()[0] if text else ''}", markup=False)
+
+    def do_quit(self) -> None:
+        """Leave; where jobs run, ask what becomes of them."""
+        if any(job.active for job in self.running):
+            from tui.screens.leave import LeaveDialog
+
+            self.push_screen(LeaveDialog(self.running), self._leave)
+        else:
+            self.exit()
+
+    def _leave(self, answer: str | None) -> None:
+        if answer == "stop":
+            self.jobs.stop_all()
+        if answer is not None:
+            self.exit()
+
+
+def _draft_of(state: State) -> Draft:
+    """The recipe as it was left; an empty one where it cannot be read."""
+    try:
+        return from_body(state.recipe, state.muted) if state.recipe else Draft()
+    except (LorahubError, KeyError, TypeError):
+        return Draft()
+
+
+def _caller(node: Acting, name: str) -> Callable[[], None]:
+    return lambda: node.action_do(name)

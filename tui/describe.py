@@ -1,0 +1,141 @@
+"""All that the detail pane shows of one adapter, read from the catalog in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lorahub.adapter import Adapter
+from lorahub.errors import LorahubError
+from lorahub.record import Record
+from lorahub.workspace import Workspace
+from tui import text
+
+CARD_LIMIT = 20_000
+DEEPEST = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """An adapter in words.
+
+    Attributes:
+        name: Its name.
+        problem: What is wrong with its files, in words; empty when nothing is known to be.
+        facts: Field and value.
+        modules: One line a target module.
+        card: The card's text.
+        lineage: What it came from and went into, as a tree.
+    """
+
+    name: str
+    problem: str
+    facts: tuple[tuple[str, str], ...]
+    modules: str
+    card: str
+    lineage: str
+
+
+def describe(workspace: Workspace, name: str) -> Description:
+    """Describe the adapter of that name.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    adapter = workspace.get(name)
+    info, origin = adapter.info, adapter.origin
+    where = f"{origin.repo_id}@{origin.revision}" if origin.repo_id else str(origin.folder)
+    exports = workspace.catalog.exports(adapter.id)
+    pushes = workspace.catalog.pushes(adapter.id)
+    facts = (
+        *(("not mergeable", refusal.message) for refusal in info.refusals),
+        *(("warning", warning) for warning in info.warnings),
+        ("base model", info.base_model or ""),
+        ("rank", ", ".join(map(str, info.ranks))),
+        ("alpha", ", ".join(f"{a:g}" for a in sorted({m.alpha for m in info.modules}))),
+        ("targets", ", ".join(info.targets)),
+        ("modules", f"{len(info.modules):,}"),
+        ("parameters", f"{info.parameters:,}"),
+        ("dtype", info.dtype),
+        ("size", text.size(info.weights_bytes)),
+        ("task", info.task_type or ""),
+        ("licence", info.license or ""),
+        ("tags", ", ".join(info.tags)),
+        ("method", adapter.method or ""),
+        ("source", origin.source.value),
+        ("from", where),
+        ("catalogued", adapter.created_at[:16].replace("T", " ")),
+        ("id", info.content_hash[:16]),
+        *(("exported to", f"{e.folder} ({e.format})") for e in exports),
+        *(("pushed to", p.url) for p in pushes),
+    )
+    return Description(
+        name,
+        problem_of(adapter),
+        tuple((key, value) for key, value in facts if value),
+        _modules(adapter),
+        info.card[:CARD_LIMIT] or "No card.",
+        "\n".join(_lineage(workspace, adapter)),
+    )
+
+
+def problem_of(adapter: Adapter) -> str:
+    """What a look at its weights file, without reading it, says is wrong; empty if nothing."""
+    path = adapter.weights_path
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        return f"{path}: {error.strerror}; pull it again, or remove it (x)"
+    if found != adapter.info.weights_bytes:
+        return (
+            f"{path}: has {found} bytes, {adapter.info.weights_bytes} were catalogued; "
+            "pull it again"
+        )
+    return ""
+
+
+def _modules(adapter: Adapter) -> str:
+    modules = adapter.info.modules
+    if not modules:
+        return "No target modules were found."
+    top = max(m.rank for m in modules)
+    width = max(len(m.name) for m in modules)
+    return "\n".join(
+        f"{m.name:{width}} r {m.rank:<4} {text.bar(m.rank / top, 8)} a {m.alpha:<6g} "
+        f"{m.d_out}x{m.d_in}"
+        for m in modules
+    )
+
+
+def _lineage(workspace: Workspace, adapter: Adapter) -> Iterator[str]:
+    yield adapter.name + (f"  ({adapter.method})" if adapter.method else "")
+    yield from _parents(workspace, adapter.id, 1)
+    yield from _verification(adapter)
+    children = workspace.catalog.children(adapter.id)
+    if children:
+        yield ""
+        yield "Merged into"
+        yield from (f"  {child}" for child in children)
+
+
+def _verification(adapter: Adapter) -> Iterator[str]:
+    """How well a merge keeps each of its sources, as its record says."""
+    try:
+        record = Record.read(adapter.origin.folder)
+    except LorahubError as error:
+        yield f"\n{error.message}"
+        return
+    if record is None:
+        return
+    check = record.verification
+    yield f"\nVerified: off by {check.worst_error:.1e} at worst, {check.tolerance:.0e} is allowed"
+    for parent, kept in zip(record.parents, check.retained, strict=True):
+        yield f"  {text.bar(kept, 10)} {kept:6.1%} of {parent.reference} kept"
+
+
+def _parents(workspace: Workspace, adapter_id: int, depth: int) -> Iterator[str]:
+    for parent in workspace.catalog.parents(adapter_id):
+        gone = "" if parent.parent_id is not None else "  (no longer in the catalog)"
+        yield f"{'  ' * depth}{parent.reference}  weight {text.number(parent.weight)}{gone}"
+        if parent.parent_id is not None and depth < DEEPEST:
+            yield from _parents(workspace, parent.parent_id, depth + 1)

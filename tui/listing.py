@@ -1,0 +1,74 @@
+"""Pages of adapters as rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorahub.adapter import Adapter
+from store import AdapterSummary, Catalog
+from tui import text
+from tui.basket import why_not_row
+from tui.query import Query
+from tui.widgets.paged_table import PAGE, Column, Row
+
+COLUMNS = (
+    Column("name", 0),
+    Column("base", 20, importance=4),
+    Column("r", 6, importance=8, right=True),
+    Column("targets", 16, importance=1),
+    Column("size", 8, importance=6, right=True),
+    Column("licence", 10, importance=2),
+    Column("from", 8, importance=3),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An adapter of the listing, and what is wrong with its files, in a few words."""
+
+    summary: AdapterSummary
+    problem: str = ""
+
+
+def first_page(
+    catalog: Catalog, query: Query, sort: str, *, descending: bool
+) -> tuple[int, list[Entry]]:
+    """How many adapters there are, and the first of them."""
+    rows = page(catalog, query, sort, 0, descending=descending)
+    if query.words:
+        return len(rows), rows
+    return (catalog.count(query.where) if len(rows) == PAGE else len(rows)), rows
+
+
+def page(catalog: Catalog, query: Query, sort: str, first: int, *, descending: bool) -> list[Entry]:
+    """One page, from that row on."""
+    if query.words:
+        found = catalog.search(query.words, limit=PAGE, offset=first)
+    else:
+        found = catalog.adapters(
+            query.where, sort=sort, descending=descending, limit=PAGE, offset=first
+        )
+    return [Entry(s, "" if Path(s.folder).is_dir() else "files are gone") for s in found]
+
+
+def row(entry: Entry, basket: Sequence[Adapter], *, picked: bool) -> Row:
+    """One adapter as a row; one that is damaged or cannot join the basket is dimmed and says so."""
+    summary = entry.summary
+    reason = entry.problem or (None if picked else why_not_row(summary, basket))
+    name = f"{summary.name}  ({reason})" if reason else summary.name
+    mark = "!" if entry.problem else "●" if picked else "-" if reason else " "
+    return Row(entry, _cells(summary, name), mark, dim=reason is not None)
+
+
+def _cells(summary: AdapterSummary, name: str) -> tuple[str, ...]:
+    return (
+        name,
+        (summary.base_model or "-").rsplit("/", 1)[-1],
+        text.ranks(summary.rank_min, summary.rank_max),
+        ",".join(summary.targets),
+        text.size(summary.weights_bytes),
+        summary.license or "-",
+        summary.method or summary.source,
+    )

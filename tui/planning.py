@@ -1,0 +1,91 @@
+"""What a recipe would come to, in words: its plan, or what stands in its way."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+
+from lorahub.engine.plan import Plan
+from lorahub.errors import LorahubError, NotFoundError
+from lorahub.workspace import Workspace
+from tui import text
+from tui.draft import Draft
+
+RUNS_LOOKED_AT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a draft would come to.
+
+    Attributes:
+        facts: Field and value of the plan; empty where there is none.
+        warnings: What the user should know.
+        problem: Why it cannot be merged as it is, and what to do; empty if it can.
+    """
+
+    facts: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def outlook(workspace: Workspace, draft: Draft) -> Outlook:
+    """Plan a draft from what the catalog knows; nothing is pulled."""
+    try:
+        recipe = draft.anchored(Path.cwd()).recipe()
+        for source in recipe.sources:
+            _known(workspace, source.adapter)
+        plan = workspace.plan(recipe)
+    except LorahubError as error:
+        return Outlook(problem=error.message + (f"\n{error.hint}" if error.hint else ""))
+    warnings = list(plan.warnings)
+    if draft.name and workspace.catalog.by_name(draft.name) is not None:
+        warnings.append(f"an adapter named '{draft.name}' is there already: choose another name")
+    if not draft.name:
+        warnings.append("the result has no name yet")
+    return Outlook(_facts(plan, _seconds(workspace, plan)), tuple(warnings))
+
+
+def _known(workspace: Workspace, reference: str) -> None:
+    try:
+        workspace.get(reference)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"'{reference}' is not in the catalog", hint="pull it: L in Browse"
+        ) from error
+
+
+def _facts(plan: Plan, seconds: float | None) -> tuple[tuple[str, str], ...]:
+    licences = sorted({a.info.license or "unknown" for a in plan.adapters})
+    given = {k: v for k, v in plan.parameters.items() if v is not None}
+    facts = (
+        ("base model", plan.base_model or ""),
+        ("inputs", str(len(plan.adapters))),
+        ("method", plan.method.title),
+        ("parameters", ", ".join(f"{k}={v}" for k, v in given.items())),
+        ("scale", text.number(plan.scale)),
+        ("rank", f"{plan.rank} at most"),
+        ("modules", f"{len(plan.modules):,}"),
+        ("reads", text.size(plan.input_bytes)),
+        ("writes", f"{text.size(plan.output_bytes)} at most, {plan.dtype}"),
+        ("budget", f"{plan.budget.parameters:,} parameters, {plan.budget.rule}"
+                   if plan.budget else ""),
+        ("licences", ", ".join(licences)),
+        ("time", f"about {text.span(seconds)}, as earlier merges by {plan.method.name}"
+                 if seconds is not None else ""),
+        ("paper", plan.method.paper),
+    )  # fmt: skip
+    return tuple((key, value) for key, value in facts if value)
+
+
+def _seconds(workspace: Workspace, plan: Plan) -> float | None:
+    """How long earlier merges by the method took a module, times the modules; None without one."""
+    paces = []
+    for run in workspace.catalog.runs(limit=RUNS_LOOKED_AT):
+        if run.method == plan.method.name and run.record and run.ended_at:
+            spent = datetime.fromisoformat(run.ended_at) - datetime.fromisoformat(run.started_at)
+            paces.append(spent.total_seconds() / max(1, json.loads(run.record)["modules"]))
+    return median(paces) * len(plan.modules) if paces else None

@@ -1,0 +1,310 @@
+"""Browse: the adapters of the catalog, filtered as you type, and what each of them is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical
+from textual.widgets import Input
+
+from store import AdapterSummary
+from store.listing import SORTS
+from tui import listing
+from tui.acting import app_of
+from tui.actions import bindings
+from tui.basket import why_not
+from tui.listing import Entry
+from tui.query import Query, parse, toggled
+from tui.screens.ask import AskDialog
+from tui.screens.browse_reading import BrowseReading
+from tui.screens.confirm import ConfirmDialog
+from tui.screens.export import ExportDialog
+from tui.screens.push import PushDialog
+from tui.widgets.detail import Detail
+from tui.widgets.facets import Facets
+from tui.widgets.paged_table import PAGE, PagedTable, Row
+
+EMPTY = (
+    "The catalog is empty.\n"
+    "L pulls a repository or a folder by its name; 6 finds adapters on the Hub.\n"
+    "In a shell: lorahub pull owner/name"
+)
+NONE_MATCH = "No adapter matches the filter. escape clears it."
+OF_A_ROW = {"pick", "export", "push", "remove", "copy", "look", "verify"}
+
+
+class BrowseScreen(BrowseReading):
+    """The home screen."""
+
+    scope = "browse"
+    BINDINGS = bindings("browse")
+    help = "Type / and words, or conditions such as rank:8..16 base:llama source:merge."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = Query()
+        self._restoring = True
+
+    def body(self) -> ComposeResult:
+        """Facets, the filter over the table, details."""
+        yield Input(placeholder="filter: words, rank:8..16, base:llama ...", id="filter")
+        with Horizontal(id="browse"):
+            yield Facets()
+            with Vertical(id="browse-main"):
+                yield PagedTable(listing.COLUMNS, id="adapters")
+                yield Detail()
+
+    def on_mount(self) -> None:
+        """Show what was shown at the last end."""
+        state = app_of(self).state
+        self.query_one(Facets).set_class(not state.facets, "-hidden")
+        self.query_one(Detail).set_class(not state.details, "-hidden")
+        line = self.query_one("#filter", Input)
+        with line.prevent(Input.Changed):
+            line.value = state.filter
+        self.filter = parse(state.filter)
+        self.table.focus()
+        self.watch(app_of(self), "basket", self._mark, init=False)
+        self.watch(app_of(self), "draft", self._mark, init=False)
+        self.load()
+
+    @property
+    def table(self) -> PagedTable:
+        """The adapters."""
+        return self.query_one("#adapters", PagedTable)
+
+    @property
+    def row(self) -> AdapterSummary | None:
+        """The adapter under the cursor."""
+        row = self.table.row
+        return row.value.summary if row is not None else None
+
+    # Reading the catalog
+
+    def load(self) -> None:
+        """Read the first page anew."""
+        state = app_of(self).state
+        self.read_list(self.filter, state.sort, descending=state.descending)
+        self.say_command()
+
+    def command(self) -> str:
+        """`lorahub ls` or `lorahub search`."""
+        state = app_of(self).state
+        return self.filter.command(state.sort, descending=state.descending)
+
+    # What was read
+
+    def on_browse_reading_listed(self, event: BrowseReading.Listed) -> None:
+        """Show the first page and the counts."""
+        if event.query != self.filter:
+            return
+        state = app_of(self).state
+        empty = NONE_MATCH if event.query.text else EMPTY
+        self.table.empty = event.query.problem or empty
+        names = [entry.summary.name for entry in event.rows]
+        wanted = state.adapter if self._restoring or not self.row else self.row.name
+        self._restoring = False
+        cursor = names.index(wanted) if wanted in names else 0
+        self.table.reset(event.count, self._rows(event.rows), cursor=cursor)
+        self.query_one(Facets).show(event.facets, event.query.text)
+        title = f"{event.count:,} by {state.sort}{' (reversed)' if state.descending else ''}"
+        self.table.border_title = title
+        line = self.query_one("#filter", Input)
+        line.border_subtitle = event.query.problem or ""
+        line.set_class(event.query.problem is not None, "-invalid")
+
+    def on_browse_reading_paged(self, event: BrowseReading.Paged) -> None:
+        """Put a page into the table."""
+        self.table.put(event.first, self._rows(event.rows), event.generation)
+
+    def on_browse_reading_described(self, event: BrowseReading.Described) -> None:
+        """Show the details, if the cursor is still there; a damaged adapter says so in its row."""
+        if self.row is None or self.row.name != event.description.name:
+            return
+        self.query_one(Detail).show(event.description)
+        if event.description.problem:
+            entry = Entry(self.row, "damaged")
+            self.table.update(self.table.cursor, self._rows([entry])[0])
+
+    def on_browse_reading_picked(self, event: BrowseReading.Picked) -> None:
+        """Take it into the basket, or say why not."""
+        app = app_of(self)
+        reason = why_not(event.adapter, app.basket)
+        if reason is not None:
+            app.notify(reason, severity="warning", timeout=6, markup=False)
+            return
+        app.edit(app.draft.with_adapters([*self._basket(), event.adapter.name]))
+
+    def on_catalog_changed(self) -> None:
+        """Read again."""
+        self.load()
+
+    def _rows(self, rows: Sequence[Entry]) -> list[Row]:
+        basket, named = app_of(self).basket, set(self._basket())
+        return [listing.row(r, basket, picked=r.summary.name in named) for r in rows]
+
+    def _basket(self) -> list[str]:
+        return [i.adapter for i in app_of(self).draft.inputs]
+
+    def _mark(self) -> None:
+        """Draw marks and reasons anew after the basket changed."""
+        for index, row in self.table.loaded():
+            self.table.update(index, self._rows([row.value])[0])
+
+    # Events
+
+    def on_paged_table_wanted(self, event: PagedTable.Wanted) -> None:
+        """Read the page."""
+        self.read_page(self.filter, event.first // PAGE * PAGE, event.generation)
+
+    def on_paged_table_highlighted(self, event: PagedTable.Highlighted) -> None:
+        """Describe the adapter."""
+        if event.row is not None:
+            app = app_of(self)
+            app.state = replace(app.state, adapter=event.row.value.summary.name)
+            self.read_description(event.row.value.summary.name)
+        else:
+            self.query_one(Detail).show(None)
+
+    def on_paged_table_opened(self) -> None:
+        """Enter goes to the details."""
+        self.query_one(Detail).remove_class("-hidden")
+        self.query_one(Detail).query_one("Tabs").focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Filter as you type."""
+        self.filter = parse(event.value)
+        app_of(self).remember(filter=event.value)
+        self.load()
+
+    def on_input_submitted(self) -> None:
+        """Enter in the filter goes to the table."""
+        self.table.focus()
+
+    def on_facets_chosen(self, event: Facets.Chosen) -> None:
+        """A facet is a condition of the filter line."""
+        line = self.query_one("#filter", Input)
+        line.value = toggled(line.value, event.key, event.value)
+
+    def on_browse_reading_removed(self) -> None:
+        """Read again, here and elsewhere."""
+        app_of(self).announce_change()
+
+    # Actions
+
+    def why_not(self, name: str) -> str | None:
+        """Most actions need an adapter under the cursor."""
+        if name in OF_A_ROW and self.row is None:
+            return "no adapter is here: pull one (L), or clear the filter (escape)"
+        if name in {"use", "empty"} and not self._basket():
+            return "the basket is empty: space puts an adapter in"
+        if name == "verify" and self.row is not None and self.row.source != "merge":
+            return f"{self.row.name} is not the result of a merge: there is nothing to verify"
+        return None
+
+    def do_filter(self) -> None:
+        """To the filter line."""
+        self.query_one("#filter", Input).focus()
+
+    def do_clear_filter(self) -> None:
+        """An empty filter, or only back to the table from elsewhere."""
+        line = self.query_one("#filter", Input)
+        if self.table.has_focus or line.has_focus:
+            line.value = ""
+        self.table.focus()
+
+    def do_pick(self) -> None:
+        """Into the basket, or out of it."""
+        assert self.row is not None
+        app, name = app_of(self), self.row.name
+        if name in self._basket():
+            app.edit(app.draft.with_adapters(n for n in self._basket() if n != name))
+        else:
+            self.read_adapter(name)
+
+    def do_use(self) -> None:
+        """To Compose."""
+        app_of(self).action_do("compose")
+
+    def do_empty(self) -> None:
+        """Nothing in the basket."""
+        app_of(self).edit(app_of(self).draft.with_adapters(()))
+
+    def do_sort(self) -> None:
+        """By the next key."""
+        keys, app = list(SORTS), app_of(self)
+        at = keys.index(app.state.sort) if app.state.sort in keys else -1
+        app.remember(sort=keys[(at + 1) % len(keys)])
+        self.load()
+
+    def do_reverse(self) -> None:
+        """The other way round."""
+        app_of(self).remember(descending=not app_of(self).state.descending)
+        self.load()
+
+    def do_facets(self) -> None:
+        """To the facets; from there, away with them."""
+        facets = self.query_one(Facets)
+        showing = not facets.has_focus
+        facets.set_class(not showing, "-hidden")
+        facets.set_class(showing, "-forced")
+        (facets if showing else self.table).focus()
+        app_of(self).remember(facets=showing)
+
+    def do_details(self) -> None:
+        """Show or hide the details."""
+        detail = self.query_one(Detail)
+        detail.toggle_class("-hidden")
+        app_of(self).remember(details=not detail.has_class("-hidden"))
+
+    def do_copy(self) -> None:
+        """The adapter's name."""
+        assert self.row is not None
+        app_of(self).copy(self.row.name)
+
+    def do_look(self) -> None:
+        """To Inspect."""
+        app_of(self).action_do("inspect")
+
+    def do_verify(self) -> None:
+        """As a job."""
+        assert self.row is not None
+        words = ["verify", self.row.name, "--json"]
+        app_of(self).submit(words, f"verify {self.row.name}")
+
+    def do_remove(self) -> None:
+        """After a question."""
+        assert self.row is not None
+        name = self.row.name
+        dialog = ConfirmDialog(
+            f"Take {name} out of the catalog?",
+            "Its files stay where they are; `lorahub pull` brings it back.",
+            f"lorahub rm {name}",
+        )
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self.take_out(name)
+
+        self.app.push_screen(dialog, answered)
+
+    def do_pull(self) -> None:
+        """Ask for a reference."""
+        dialog = AskDialog("Pull", "owner/name[@revision], or a folder", "lorahub pull")
+        self.app.push_screen(dialog, self._pull)
+
+    def _pull(self, reference: str | None) -> None:
+        if reference:
+            app_of(self).submit(["pull", reference, "--events", "jsonl"], f"pull {reference}")
+
+    def do_export(self) -> None:
+        """Ask where to."""
+        assert self.row is not None
+        self.app.push_screen(ExportDialog(self.row.name))
+
+    def do_push(self) -> None:
+        """Ask where to."""
+        assert self.row is not None
+        self.app.push_screen(PushDialog(self.row.name))

@@ -1,0 +1,119 @@
+"""What Browse reads from the catalog: each read is a thread that posts what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from textual import work
+from textual.message import Message
+from textual.worker import get_current_worker
+
+from lorahub.adapter import Adapter
+from lorahub.errors import LorahubError
+from tui import listing
+from tui.acting import app_of
+from tui.describe import Description, describe
+from tui.listing import Entry
+from tui.messages import Complaint
+from tui.query import Query
+from tui.screens.room import Room
+
+FACETS = ("base", "rank", "task", "license", "source", "method")
+
+
+class BrowseReading(Room):
+    """The reads of Browse and their messages."""
+
+    class Listed(Message):
+        """The first page of what the filter lets through."""
+
+        def __init__(
+            self,
+            query: Query,
+            count: int,
+            rows: Sequence[Entry],
+            facets: Mapping[str, Sequence[tuple[str, int]]],
+        ) -> None:
+            super().__init__()
+            self.query, self.count, self.rows, self.facets = query, count, rows, facets
+
+    class Paged(Message):
+        """A further page."""
+
+        def __init__(self, first: int, generation: int, rows: Sequence[Entry]) -> None:
+            super().__init__()
+            self.first, self.generation, self.rows = first, generation, rows
+
+    class Described(Message):
+        """An adapter in words."""
+
+        def __init__(self, description: Description) -> None:
+            super().__init__()
+            self.description = description
+
+    class Picked(Message):
+        """An adapter that the user wants in the basket."""
+
+        def __init__(self, adapter: Adapter) -> None:
+            super().__init__()
+            self.adapter = adapter
+
+    class Removed(Message):
+        """An adapter left the catalog."""
+
+    @work(thread=True, exclusive=True, group="list")
+    def read_list(self, query: Query, sort: str, *, descending: bool) -> None:
+        """Read the first page and the counts."""
+        catalog = app_of(self).workspace.catalog
+        try:
+            count, rows = listing.first_page(catalog, query, sort, descending=descending)
+            counts = catalog.facets(query.where)
+            facets = {key: [(v, n) for v, n in counts[key].items() if v] for key in FACETS}
+        except LorahubError as error:
+            self.post_message(Complaint(error))
+            return
+        if not get_current_worker().is_cancelled:
+            self.post_message(self.Listed(query, count, rows, facets))
+
+    @work(thread=True, group="page")
+    def read_page(self, query: Query, first: int, generation: int) -> None:
+        """Read a further page."""
+        state = app_of(self).state
+        try:
+            rows = listing.page(
+                app_of(self).workspace.catalog, query, state.sort, first,
+                descending=state.descending,
+            )  # fmt: skip
+        except LorahubError as error:
+            self.post_message(Complaint(error))
+            return
+        self.post_message(self.Paged(first, generation, rows))
+
+    @work(thread=True, exclusive=True, group="describe")
+    def read_description(self, name: str) -> None:
+        """Read all about one adapter."""
+        try:
+            found = describe(app_of(self).workspace, name)
+        except LorahubError as error:
+            self.post_message(Complaint(error))
+            return
+        if not get_current_worker().is_cancelled:
+            self.post_message(self.Described(found))
+
+    @work(thread=True)
+    def read_adapter(self, name: str) -> None:
+        """Read the adapter that is to join the basket."""
+        try:
+            self.post_message(self.Picked(app_of(self).workspace.get(name)))
+        except LorahubError as error:
+            self.post_message(Complaint(error))
+
+    @work(thread=True)
+    def take_out(self, name: str) -> None:
+        """Take an adapter out of the catalog."""
+        try:
+            app_of(self).workspace.remove([name])
+        except LorahubError as error:
+            self.post_message(Complaint(error))
+            return
+        self.post_message(self.Removed())

@@ -1,0 +1,317 @@
+"""Compose: inputs with weights, a method and its parameters, the plan, the recipe as YAML."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.widgets import Static, TabbedContent, TabPane, TextArea
+
+from lorahub.errors import LorahubError
+from tui import figures, text
+from tui.acting import app_of
+from tui.actions import bindings
+from tui.draft import Draft, Input, from_yaml
+from tui.forms import value_of
+from tui.planning import Outlook
+from tui.screens.ask import AskDialog
+from tui.screens.compose_reading import ComposeReading
+from tui.widgets.method_form import MethodForm
+from tui.widgets.paged_table import PAGE, Column, PagedTable, Row
+
+COLUMNS = (
+    Column("input", 0),
+    Column("weight", 7, importance=8, right=True),
+    Column("share", 10, importance=4),
+    Column("r", 5, importance=2, right=True),
+)
+EMPTY = "Nothing to merge yet.\nPick adapters in Browse (1) with space,\nor write the recipe."
+STEP = 0.05
+OF_AN_INPUT = {"more", "less", "weigh", "mute", "negate", "drop"}
+
+
+class ComposeScreen(ComposeReading):
+    """The recipe that is being made."""
+
+    scope = "compose"
+    BINDINGS = bindings("compose")
+    help = "Weights are those of the deltas. The form and the YAML are two views of one recipe."
+
+    def body(self) -> ComposeResult:
+        """Inputs over the form; the plan, the recipe and the conflicts beside them."""
+        with Horizontal():
+            with Vertical(id="compose-left"):
+                yield PagedTable(COLUMNS, id="inputs")
+                yield MethodForm()
+            with TabbedContent(id="compose-right", classes="pane"):
+                with TabPane("Plan", id="plan-tab"), VerticalScroll():
+                    yield Static(id="plan")
+                with TabPane("Recipe", id="recipe-tab"):
+                    yield TextArea(id="recipe")
+                with TabPane("Conflicts", id="conflicts-tab"), VerticalScroll():
+                    yield Static("o computes how the inputs conflict.", id="conflicts")
+
+    def on_mount(self) -> None:
+        """Follow the recipe."""
+        self.inputs.empty = EMPTY
+        self.inputs.focus()
+        self.watch(app_of(self), "draft", self._show)
+        self.watch(app_of(self), "basket", self._show_inputs, init=False)
+
+    @property
+    def inputs(self) -> PagedTable:
+        """The table of inputs."""
+        return self.query_one("#inputs", PagedTable)
+
+    @property
+    def draft(self) -> Draft:
+        """The recipe."""
+        return app_of(self).draft
+
+    def command(self) -> str:
+        """`lorahub merge`."""
+        return self.draft.command()
+
+    async def _show(self) -> None:
+        """Bring form, inputs and YAML to what the recipe is, and plan it anew."""
+        self._show_inputs()
+        await self.query_one(MethodForm).show(self.draft)
+        area = self.query_one("#recipe", TextArea)
+        try:
+            same = bool(area.text) and from_yaml(area.text, self.draft) == self.draft
+        except LorahubError:
+            same = False
+        if not same:
+            with area.prevent(TextArea.Changed):
+                area.text = self.draft.to_yaml() if self.draft.inputs else ""
+            area.border_subtitle = ""
+        self.read_outlook(self.draft)
+        self.say_command()
+
+    def _show_inputs(self) -> None:
+        self.inputs.reset(
+            len(self.draft.inputs), self._rows(0), cursor=min(
+                self.inputs.cursor, max(0, len(self.draft.inputs) - 1)
+            )
+        )  # fmt: skip
+        count = sum(not i.muted for i in self.draft.inputs)
+        self.inputs.border_title = text.plural(count, "input")
+
+    def _rows(self, first: int) -> list[Row]:
+        found = {a.name: a for a in app_of(self).basket}
+        top = max((abs(i.weight) for i in self.draft.inputs), default=1.0) or 1.0
+        rows = []
+        for one in self.draft.inputs[first : first + PAGE]:
+            adapter = found.get(one.adapter)
+            rank = text.ranks(adapter.info.ranks[0], adapter.info.ranks[-1]) if (
+                adapter and adapter.info.ranks
+            ) else "?"  # fmt: skip
+            name = f"{one.adapter}  (muted)" if one.muted else one.adapter
+            share = text.bar(abs(one.weight) / top, 10)
+            mark = "m" if one.muted else "-" if one.weight < 0 else " "
+            cells = (name, text.number(one.weight), share, rank)
+            rows.append(Row(one, cells, mark, dim=one.muted))
+        return rows
+
+    # Events
+
+    def on_paged_table_wanted(self, event: PagedTable.Wanted) -> None:
+        """Further inputs."""
+        self.inputs.put(event.first, self._rows(event.first), event.generation)
+
+    def on_paged_table_opened(self) -> None:
+        """Enter types the weight."""
+        self.action_do("weigh")
+
+    def on_method_form_changed(self, event: MethodForm.Changed) -> None:
+        """A field of the form."""
+        draft = self.draft
+        if event.kind == "method":
+            draft = draft.with_method(str(event.value))
+        elif event.kind == "name":
+            draft = draft.with_name(str(event.value).strip())
+        elif event.kind == "parameter":
+            draft = draft.with_parameter(event.name, event.value)
+        else:
+            draft = draft.with_rest(**{event.name: event.value})
+        app_of(self).edit(draft, typing=event.kind != "method")
+
+    def on_text_area_changed(self, event: TextArea.Changed) -> None:
+        """The recipe's text; as long as it is none, it stays text."""
+        try:
+            draft = from_yaml(event.text_area.text, self.draft)
+        except LorahubError as error:
+            self._plan_says(Outlook(problem=f"{error.message}\n{error.hint or ''}"))
+            return
+        app_of(self).edit(draft, typing=True)
+
+    def on_compose_reading_planned(self, event: ComposeReading.Planned) -> None:
+        """Show the plan of the present recipe."""
+        if event.draft == self.draft:
+            self._plan_says(event.outlook)
+
+    def _plan_says(self, outlook: Outlook) -> None:
+        table = Table.grid(padding=(0, 1))
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        if outlook.problem:
+            table.add_row("problem", Text(outlook.problem))
+        for key, value in outlook.facts:
+            table.add_row(key, Text(value))
+        for warning in outlook.warnings:
+            table.add_row("warning", Text(warning))
+        self.query_one("#plan", Static).update(table)
+        self.problem = outlook.problem
+
+    def on_compose_reading_compared(self, event: ComposeReading.Compared) -> None:
+        """Show the conflicts, or why there are none."""
+        outcome = event.outcome
+        shown = outcome.message if isinstance(outcome, LorahubError) else (
+            figures.conflicts(outcome)
+        )  # fmt: skip
+        self.query_one("#conflicts", Static).update(Text(shown, no_wrap=True))
+
+    def on_compose_reading_suggested(self, event: ComposeReading.Suggested) -> None:
+        """Take what was suggested into the recipe; undo takes it back."""
+        draft = self.draft.with_rest(**event.changes)
+        inputs = (
+            i.weighted(event.weights[i.adapter]) if i.adapter in event.weights else i
+            for i in draft.inputs
+        )
+        app_of(self).edit(replace(draft, inputs=tuple(inputs)))
+        self.app.notify(event.reason, title="suggested", timeout=12, markup=False)
+
+    # Actions
+
+    def why_not(self, name: str) -> str | None:
+        """Changes of an input need one; merging needs a plan."""
+        if name in OF_AN_INPUT | {"equalise", "editor"} and not self.draft.inputs:
+            return "there are no inputs: pick adapters in Browse (1) with space"
+        if name == "merge" and self.problem:
+            return self.problem
+        if name in {"conflicts", "suggest"} and len(self._live()) < 2:
+            return "it takes two inputs that are not muted"
+        if name == "undo" and not app_of(self).edits.past:
+            return "there is nothing to undo"
+        if name == "redo" and not app_of(self).edits.future:
+            return "there is nothing to do again"
+        return None
+
+    def _live(self) -> list[str]:
+        return [i.adapter for i in self.draft.inputs if not i.muted]
+
+    def _change(self, changed: Input | None) -> None:
+        app_of(self).edit(self.draft.with_input(self.inputs.cursor, changed))
+
+    @property
+    def _input(self) -> Input:
+        return self.draft.inputs[self.inputs.cursor]
+
+    def do_more(self) -> None:
+        """A step up."""
+        self._change(self._input.weighted(self._input.weight + STEP))
+
+    def do_less(self) -> None:
+        """A step down."""
+        self._change(self._input.weighted(self._input.weight - STEP))
+
+    def do_negate(self) -> None:
+        """The other sign."""
+        self._change(self._input.weighted(-self._input.weight))
+
+    def do_mute(self) -> None:
+        """Out for now, or in again."""
+        self._change(Input(self._input.source, not self._input.muted))
+
+    def do_drop(self) -> None:
+        """Out."""
+        self._change(None)
+
+    def do_equalise(self) -> None:
+        """All alike."""
+        app_of(self).edit(self.draft.equalised())
+
+    def do_weigh(self) -> None:
+        """Ask for the weight."""
+        name = self._input.adapter
+        dialog = AskDialog(f"Weight of {name}", "a number", value=text.number(self._input.weight))
+        self.app.push_screen(dialog, self._weighed)
+
+    def _weighed(self, answer: str | None) -> None:
+        if answer is None:
+            return
+        value = value_of(answer)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.app.notify(f"'{answer}' is not a number", severity="warning", markup=False)
+            return
+        self._change(self._input.weighted(float(value)))
+
+    def do_undo(self) -> None:
+        """Back by one."""
+        app_of(self).edits.undo()
+        app_of(self).draft = app_of(self).edits.draft
+
+    def do_redo(self) -> None:
+        """Forward by one."""
+        app_of(self).edits.redo()
+        app_of(self).draft = app_of(self).edits.draft
+
+    def do_copy(self) -> None:
+        """The recipe's text."""
+        app_of(self).copy(self.draft.to_yaml())
+
+    def do_conflicts(self) -> None:
+        """By `lorahub compare`, in a child process."""
+        self.query_one("#compose-right", TabbedContent).active = "conflicts-tab"
+        self.query_one("#conflicts", Static).update("computing ... lorahub compare")
+        self.read_conflicts(self._live())
+
+    def do_suggest(self) -> None:
+        """By `lorahub suggest`, in a child process."""
+        self.app.notify("asking: lorahub suggest ...")
+        self.read_suggestion(self._live())
+
+    def do_editor(self) -> None:
+        """The recipe's text in $EDITOR, the application set aside meanwhile."""
+        editor = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "recipe.yaml"
+            file.write_text(self.draft.to_yaml(), encoding="utf-8")
+            try:
+                with self.app.suspend():
+                    subprocess.run([*editor, str(file)], check=True)  # noqa: S603 - the user's own
+                draft = from_yaml(file.read_text(encoding="utf-8"), self.draft)
+            except LorahubError as error:
+                app_of(self).complain(error)
+                return
+            except (OSError, subprocess.CalledProcessError) as error:
+                self.app.notify(f"{editor[0]}: {error}", severity="error", markup=False)
+                return
+        app_of(self).edit(draft)
+
+    def do_merge(self) -> None:
+        """As a job; first a name, if it has none."""
+        output = self.draft.rest.get("output") or {}
+        if self.draft.name or "folder" in output:
+            self._merge()
+            return
+        dialog = AskDialog("Name of the result", "letters, digits, - _ .", "lorahub merge --name")
+        self.app.push_screen(dialog, self._named)
+
+    def _named(self, name: str | None) -> None:
+        if name:
+            app_of(self).edit(self.draft.with_name(name))
+            self._merge()
+
+    def _merge(self) -> None:
+        draft = self.draft.anchored(Path.cwd())
+        words = ["merge", "RECIPE", "--events", "jsonl"]
+        app_of(self).submit(words, f"merge {draft.name or 'recipe'}", draft.to_yaml())
