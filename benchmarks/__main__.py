@@ -1,6 +1,7 @@
 """Run every benchmark."""
 
 from benchmarks import (
+    catalog,
     elementwise_module,
     extract_module,
     in_turn,
@@ -15,6 +16,7 @@ from benchmarks import (
 
 for part in (
     startup,
+    catalog,
     svd_module,
     elementwise_module,
     extract_module,
