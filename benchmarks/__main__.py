@@ -1,12 +1,14 @@
 """Run every benchmark."""
 
 from benchmarks import (
+    catalog,
     elementwise_module,
     extract_module,
     in_turn,
     lego_module,
     model_7b,
     packs,
+    similar,
     startup,
     svd_module,
     tui,
@@ -14,6 +16,7 @@ from benchmarks import (
 
 for part in (
     startup,
+    catalog,
     svd_module,
     elementwise_module,
     extract_module,
@@ -21,6 +24,7 @@ for part in (
     model_7b,
     in_turn,
     packs,
+    similar,
     tui,
 ):
     print(f"== {part.__name__}")
