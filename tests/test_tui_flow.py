@@ -72,7 +72,12 @@ def test_browse_compose_run_history_export(filled: Path) -> None:
         await t.press("4")
         assert "finished" in t.screen
         assert "method: svd" in t.screen
-        await t.press("1", "slash")
+        await t.press("1")
+        row = next(
+            line for line in t.screen.splitlines() if "packages" in line and "MB" not in line
+        )
+        assert "1" in row.rpartition("folder")[2], row
+        await t.press("slash")
         await t.type("source:merge")
         await t.press("enter", "e")
         size = (filled / "adapters" / "both" / "adapter_model.safetensors").stat().st_size
