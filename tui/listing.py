@@ -15,14 +15,14 @@ from tui.widgets.paged_table import PAGE, Column, Row
 
 COLUMNS = (
     Column("name", 0),
-    Column("base", 20, importance=4),
-    Column("r", 6, importance=8, right=True),
-    Column("a", 6, importance=5, right=True),
-    Column("targets", 16, importance=1),
+    Column("base", 18, importance=5),
+    Column("r", 5, importance=8, right=True),
+    Column("a", 5, importance=4, right=True),
+    Column("targets", 16, importance=0),
     Column("size", 8, importance=6, right=True),
     Column("licence", 10, importance=2),
     Column("from", 8, importance=3),
-    Column("used", 4, importance=0, right=True),
+    Column("used", 4, importance=1, right=True),
 )
 
 EMPTY = (
