@@ -1,6 +1,7 @@
 """Run every benchmark."""
 
 from benchmarks import (
+    catalog,
     elementwise_module,
     extract_module,
     in_turn,
@@ -10,10 +11,12 @@ from benchmarks import (
     similar,
     startup,
     svd_module,
+    tui,
 )
 
 for part in (
     startup,
+    catalog,
     svd_module,
     elementwise_module,
     extract_module,
@@ -22,6 +25,7 @@ for part in (
     in_turn,
     packs,
     similar,
+    tui,
 ):
     print(f"== {part.__name__}")
     part.main()
