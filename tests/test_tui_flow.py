@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from textual.widgets import Input, TextArea
+from textual.widgets import Input, Select, TextArea
 
 from lorahub.formats import inspect
 from lorahub.workspace import Workspace
@@ -127,6 +127,9 @@ def test_weights_form_yaml_and_undo_are_one_recipe(filled: Path) -> None:
         assert "above the largest possible rank" in t.screen
         await t.press("m")
         assert "above the largest possible rank" in t.said
+        t.app.screen.query_one("#method", Select).value = "cat"
+        await t.idle()
+        assert "--rank" not in t.app.command
         while t.app.edits.past:
             await t.press("u")
         assert t.app.draft.inputs == ()
@@ -243,12 +246,13 @@ def test_killed_job_is_repeated_and_outlives_the_application(slow: Path) -> None
 
 def test_damaged_job_folder_is_left_alone(home: Path) -> None:
     jobs = Jobs(home)
-    name = jobs.submit(["version"], "version")
+    name = jobs.submit(["pull", "x"], "pull x")
     (home / "jobs" / name / "job.json").write_text("{")
     (home / "jobs" / "stray").mkdir()
     (found,) = jobs.poll()
-    assert found.state in {"waiting", "running"}
-    jobs.close()
+    assert (found.state, found.hint) == ("failed", "forget it (d)")
+    jobs.forget(found)
+    assert jobs.poll() == ()
 
 
 def test_remote_finds_pulls_and_pushes(

@@ -196,8 +196,8 @@ class LorahubApp(Acting, App[None]):
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """The palette: what can be done now, by the screen in sight and everywhere."""
-        for node in (screen.focused, screen, self):
-            if isinstance(node, Acting) and node.scope != "table":
+        for node in (screen, self):
+            if isinstance(node, Acting):
                 for action in node.actions_now():
                     yield SystemCommand(action.title, action.help, _caller(node, action.name))
 

@@ -76,6 +76,12 @@ class BrowseScreen(BrowseReading):
         row = self.table.row
         return row.value.summary if row is not None else None
 
+    @property
+    def chosen(self) -> str:
+        """Its name, where there is one."""
+        assert self.row is not None
+        return self.row.name
+
     def load(self) -> None:
         """Read the first page anew."""
         state = app_of(self).state
@@ -211,8 +217,7 @@ class BrowseScreen(BrowseReading):
 
     def do_pick(self) -> None:
         """Into the basket, or out of it."""
-        assert self.row is not None
-        app, name = app_of(self), self.row.name
+        app, name = app_of(self), self.chosen
         if name in self._basket():
             app.edit(app.draft.with_adapters(n for n in self._basket() if n != name))
         else:
@@ -255,8 +260,7 @@ class BrowseScreen(BrowseReading):
 
     def do_copy(self) -> None:
         """The adapter's name."""
-        assert self.row is not None
-        app_of(self).copy(self.row.name)
+        app_of(self).copy(self.chosen)
 
     def do_look(self) -> None:
         """To Inspect."""
@@ -264,14 +268,12 @@ class BrowseScreen(BrowseReading):
 
     def do_verify(self) -> None:
         """As a job."""
-        assert self.row is not None
-        words = ["verify", self.row.name, "--json"]
-        app_of(self).submit(words, f"verify {self.row.name}")
+        words = ["verify", self.chosen, "--json"]
+        app_of(self).submit(words, f"verify {self.chosen}")
 
     def do_remove(self) -> None:
         """After a question."""
-        assert self.row is not None
-        name = self.row.name
+        name = self.chosen
         dialog = ConfirmDialog(
             f"Take {name} out of the catalog?",
             "Its files stay where they are; `lorahub pull` brings it back.",
@@ -295,10 +297,8 @@ class BrowseScreen(BrowseReading):
 
     def do_export(self) -> None:
         """Ask where to."""
-        assert self.row is not None
-        self.app.push_screen(ExportDialog(self.row.name))
+        self.app.push_screen(ExportDialog(self.chosen))
 
     def do_push(self) -> None:
         """Ask where to."""
-        assert self.row is not None
-        self.app.push_screen(PushDialog(self.row.name))
+        self.app.push_screen(PushDialog(self.chosen))
