@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from itertools import count
 
 from sqlalchemy import Connection, RowMapping, func, select, text
-from sqlalchemy.dialects import postgresql, sqlite
 
 from store.models import adapter_table, text_table, word_table
+from store.session import insert_new
 
 _FIELDS = ("name", "base", "tags", "targets", "card")
 # What a hit in each field counts. PostgreSQL has four classes of weights, A to D.
@@ -137,9 +137,8 @@ def _write(connection: Connection, adapter_id: int, document: dict[str, str]) ->
         )
     kept = {w for some in words for w in some if len(w) in _KEPT_LENGTHS and not w.isdigit()}
     if kept:
-        insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
         rows = [{"length": len(w), "word": w} for w in sorted(kept)]
-        connection.execute(insert(word_table).on_conflict_do_nothing(), rows)
+        insert_new(connection, word_table, rows)
 
 
 def _tsvector(words: Sequence[Sequence[str]]) -> str:
