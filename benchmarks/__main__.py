@@ -8,8 +8,10 @@ from benchmarks import (
     lego_module,
     model_7b,
     packs,
+    similar,
     startup,
     svd_module,
+    tui,
 )
 
 for part in (
@@ -22,6 +24,8 @@ for part in (
     model_7b,
     in_turn,
     packs,
+    similar,
+    tui,
 ):
     print(f"== {part.__name__}")
     part.main()

@@ -33,7 +33,7 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "adapters" / "packages"
 def main() -> None:
     """Print the median wall and CPU seconds of nine processes each."""
     with tempfile.TemporaryDirectory() as home:
-        _fill(Path(home))
+        fill(Path(home))
         # Users' machines cache bytecode; a shell that forbids it would time the compiler.
         env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         env["LORAHUB_HOME"] = home
@@ -56,7 +56,7 @@ def _children_cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _fill(home: Path) -> None:
+def fill(home: Path) -> None:
     """A catalog of 10,000 adapters that differ in name, with the modules of a real one."""
     info = formats.inspect(EXAMPLE)
     bare = replace(info, modules=())

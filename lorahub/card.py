@@ -71,12 +71,14 @@ def read_remake(text: str) -> tuple[str, dict[str, str]] | None:
     return block[2], dict(rows)
 
 
-def render_extraction(record: Extraction, info: AdapterInfo, *, name: str) -> str:
+def render_extraction(
+    record: Extraction, info: AdapterInfo, *, name: str, repo_id: str | None = None
+) -> str:
     """README.md for an adapter extracted from two models. Names no local path."""
     sources = (record.base, record.finetuned)
     license_name = combine([(s.name, s.license) for s in sources]).license
     head = _metadata(info, record.base_model, license_name, ())
-    return f"---\n{head}---\n\n{_extraction_body(record, info, name)}"
+    return f"---\n{head}---\n\n{_extraction_body(record, info, name, repo_id)}"
 
 
 def common_license(record: Record) -> str | None:
@@ -216,7 +218,7 @@ this page alone is enough for it.
 """
 
 
-def _extraction_body(record: Extraction, info: AdapterInfo, name: str) -> str:
+def _extraction_body(record: Extraction, info: AdapterInfo, name: str, repo_id: str | None) -> str:
     rank = max(m.rank for m in record.modules)
     worst = max(record.modules, key=lambda m: m.error)
     asked = [f"rank {record.rank}"] if record.rank else []
@@ -254,7 +256,7 @@ Asked for: {" and ".join(asked)}. Written as {record.dtype}. Distances are measu
 {left_out}
 ## Use
 
-{_loading(info, record.base_model, name, None)}"""
+{_loading(info, record.base_model, name, repo_id)}"""
 
 
 def _model_cell(source: ModelSource) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,28 +60,36 @@ def prepared(adapter: Adapter, repo_id: str) -> Iterator[tuple[Path, ...]]:
 
 def _card(adapter: Adapter, repo_id: str) -> str | None:
     """The card made for a repository, or None where the one that is there has to stay."""
-    from lorahub.card import render_card, render_plain_card
-    from lorahub.methods.registry import get
+    from lorahub.card import render_plain_card
 
-    folder, info = adapter.origin.folder, adapter.info
-    path = folder / _CARD
-    record = Record.read(folder)
-    if record is None:
-        known = info.format == "peft" and info.modules and not path.exists()
-        return render_plain_card(info, name=adapter.name, repo_id=repo_id) if known else None
+    path, info = adapter.origin.folder / _CARD, adapter.info
     try:
-        recipe = (folder / RECIPE_NAME).read_text(encoding="utf-8")
-        written = path.read_text(encoding="utf-8")
-        paper = get(record.method).paper
+        render = _renderer(adapter)
+        written = path.read_text(encoding="utf-8") if path.exists() else None
     except (OSError, UnicodeDecodeError, LorahubError):
         return None
+    if render is not None:
+        return render(repo_id) if written in {None, render(None)} else None
+    if written is None and info.format == "peft" and info.modules:
+        return render_plain_card(info, name=adapter.name, repo_id=repo_id)
+    return None
 
-    def render(place: str | None) -> str:
-        return render_card(
-            record, info, name=adapter.name, paper=paper, recipe=recipe, repo_id=place
+
+def _renderer(adapter: Adapter) -> Callable[[str | None], str] | None:
+    """What makes the card of an adapter that lorahub made, for where it is published."""
+    from lorahub.card import render_card, render_extraction
+    from lorahub.methods.registry import get
+
+    folder, info, name = adapter.origin.folder, adapter.info, adapter.name
+    if record := Record.read(folder):
+        recipe = (folder / RECIPE_NAME).read_text(encoding="utf-8")
+        paper = get(record.method).paper
+        return lambda place: render_card(
+            record, info, name=name, paper=paper, recipe=recipe, repo_id=place
         )
-
-    return render(repo_id) if written == render(None) else None
+    if extracted := extraction.Extraction.read(folder):
+        return lambda place: render_extraction(extracted, info, name=name, repo_id=place)
+    return None
 
 
 def check_license(adapter: Adapter) -> None:

@@ -51,6 +51,7 @@ for verb in (
     knowing.duplicates,
     knowing.cluster,
     comparing.compare,
+    comparing.inspect,
     comparing.suggest,
     merging.merge,
     merging.verify,

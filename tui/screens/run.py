@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Callable
 from datetime import datetime
 
-from rich.table import Table
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Static
 
+from lorahub.errors import LorahubError
 from tui import text
 from tui.acting import app_of
 from tui.actions import bindings
@@ -103,16 +103,8 @@ class RunScreen(Room):
         if job is None:
             static.update("")
             return
-        table = Table.grid(padding=(0, 1))
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
-        for key, value in _facts(job):
-            if value:
-                table.add_row(key, Text(value))
         log = app_of(self).jobs.log(job, 4000)
-        if log:
-            table.add_row("log", Text(log))
-        static.update(table)
+        static.update(text.facts([*_facts(job), ("log", log)]))
 
     # Actions
 
@@ -129,20 +121,24 @@ class RunScreen(Room):
             return f"it is {job.state}: cancel it first (x)"
         return None
 
+    def _with_job(self, deed: Callable[[Job], object]) -> None:
+        assert self.job is not None
+        try:
+            deed(self.job)
+        except LorahubError as error:
+            app_of(self).complain(error)
+
     def do_cancel(self) -> None:
         """Stop it, then kill it."""
-        assert self.job is not None
-        app_of(self).jobs.cancel(self.job)
+        self._with_job(app_of(self).jobs.cancel)
 
     def do_pause(self) -> None:
         """Hold it, or let it go on."""
-        assert self.job is not None
-        app_of(self).jobs.pause(self.job)
+        self._with_job(app_of(self).jobs.pause)
 
     def do_again(self) -> None:
         """The same once more."""
-        assert self.job is not None
-        app_of(self).jobs.again(self.job)
+        self._with_job(app_of(self).jobs.again)
 
     def do_forget(self) -> None:
         """Off the list."""
