@@ -14,12 +14,17 @@ import sys
 import tempfile
 import termios
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.startup import fill
+from lorahub import formats
+from lorahub.adapter import Adapter, Origin, Source
 from lorahub.workspace import Workspace
+from store import Catalog
+from store.adapters import insert_rows
 from tests.conftest import write_adapter
 
+COUNT = 10_000
 STARTS = 5
 KEYS = 300
 BEAT = 0.03
@@ -85,7 +90,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "home"
         home.mkdir()
-        fill(home)
+        _fill(home)
         paints, busy = [], []
         for _ in range(STARTS):
             screen = Screen(home)
@@ -101,7 +106,7 @@ def main() -> None:
         waits, before = [], screen.cpu()
         for number in range(KEYS):
             sent = screen.press("j")
-            waits.append(screen.until(f"adapter-{number:05d}") - sent)
+            waits.append(screen.until(f"adapter-{number + 1:05d}") - sent)
             screen.drain(BEAT)
         work = (screen.cpu() - before) / KEYS
         running = merge.poll() is None
@@ -117,6 +122,18 @@ def main() -> None:
             f"{work * 1000:.1f} ms CPU a key, details included"
         )
         print(f"memory: {memory:.0f} MB")
+
+
+def _fill(home: Path) -> None:
+    """A catalog of 10,000 adapters; those that the cursor comes to have their modules."""
+    example = Path(__file__).parent.parent / "examples" / "adapters" / "packages"
+    info = formats.inspect(example)
+    bare = replace(info, modules=())
+    with Catalog.open(home / "catalog.db") as catalog, catalog._write() as connection:
+        for i in range(COUNT):
+            one = info if i <= KEYS else bare
+            origin = Origin(Source.FOLDER, example)
+            insert_rows(connection, Adapter(f"adapter-{i:05d}", origin, one))
 
 
 def _merge(home: Path, folder: Path) -> subprocess.Popen[bytes]:

@@ -14,6 +14,7 @@ from lorahub.errors import ExitCode, UsageError
 from lorahub.filters import parse_filter
 from store import AdapterFilter
 from tests.conftest import EXAMPLES
+from tests.postgres import Databases
 
 
 @pytest.mark.parametrize(
@@ -110,5 +111,20 @@ def test_the_verbs_of_the_catalog(home: Path, tmp_path: Path) -> None:
     assert (stats["modules"], stats["rows"]["runs"], stats["rows"]["lineage"]) == (144, 1, 2)
     assert "modules\t144\n" in say("db", "stats")[0]
     assert say("base", "unalias", stated)[0] == f"{stated}\tis an alias no more, of 4 adapters\n"
-    bad = CliRunner().invoke(app, ["import-catalog", str(EXAMPLES / "README.md")])
-    assert bad.exit_code in {ExitCode.INVALID, ExitCode.FAILURE}
+    bad = CliRunner().invoke(app, ["import-catalog", str(EXAMPLES / "packages" / "README.md")])
+    assert bad.exit_code == ExitCode.INVALID
+    assert "line 1" in bad.stderr
+
+
+def test_the_verbs_on_a_server(
+    home: Path, postgres: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORAHUB_DATABASE_URL", postgres.new(empty=True))
+    say("pull", *(EXAMPLES / n for n in ("languages", "packages")))
+    say("merge", "languages", "packages", "--method", "cat", "--name", "both")
+    assert listed("--used-in", "both", "--rank", "..8") == ["languages", "packages"]
+    assert "\npackages\t" in say("search", "pakages")[0]
+    assert say("db", "check")[0] == "sound, 3 adapters\n"
+    assert say("db", "path")[0].startswith("postgresql://tests@")
+    assert json.loads(say("db", "stats", "--json")[0])["backend"] == "postgresql"
+    assert not (home / "catalog.db").exists()

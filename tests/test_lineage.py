@@ -53,7 +53,7 @@ def links(root: Kin) -> list[tuple[str, str, float | None]]:
 
 @given(st.integers(0, 10_000), st.integers(1, 12))
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_trees_are_the_closures_of_the_graph(catalog: Catalog, seed: int, count: int) -> None:
     for row in catalog.adapters():

@@ -46,6 +46,7 @@ class LorahubApp(Acting, App[None]):
     HORIZONTAL_BREAKPOINTS = [  # noqa: RUF012 - as textual declares it
         (0, "-narrow"),
         (100, "-wide"),
+        (160, "-huge"),
     ]
 
     basket: reactive[tuple[Adapter, ...]] = reactive(())

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,9 @@ from typing import Any
 from lorahub.errors import LorahubError
 from tui.job import Job, Progress
 from tui.job_files import folders, held, load, storing, write
+
+FOR_US = ("--events", "jsonl", "--json")
+"""Words that only make a command's output easy to read for a program."""
 
 RECIPE = "RECIPE"
 """Stands in a job's words for the path of its recipe file."""
@@ -157,6 +161,12 @@ class Jobs:
         for job in self.poll():
             if job.state == "waiting":
                 self.forget(job)
+
+    def line(self, job: Job) -> str:
+        """The command line that does the same in a shell."""
+        recipe = str(self.folder / job.name / "recipe.yaml")
+        words = [recipe if word == RECIPE else word for word in job.words]
+        return shlex.join(["lorahub", *(w for w in words if w not in FOR_US)])
 
     def log(self, job: Job, limit: int = 20_000) -> str:
         """The end of what the job wrote to stderr."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -71,7 +70,7 @@ class RunScreen(Room):
     def command(self) -> str:
         """The job's own command."""
         job = self.job
-        return f"lorahub {shlex.join(job.words)}" if job is not None else "lorahub merge ..."
+        return app_of(self).jobs.line(job) if job is not None else "lorahub merge ..."
 
     def _show(self, jobs: tuple[Job, ...]) -> None:
         before = self.jobs.row
@@ -103,8 +102,9 @@ class RunScreen(Room):
         if job is None:
             static.update("")
             return
-        log = app_of(self).jobs.log(job, 4000)
-        static.update(text.facts([*_facts(job), ("log", log)]))
+        jobs = app_of(self).jobs
+        more = [("command", jobs.line(job)), ("log", jobs.log(job, 4000))]
+        static.update(text.facts([*_facts(job), *more]))
 
     # Actions
 
@@ -195,5 +195,4 @@ def _facts(job: Job) -> tuple[tuple[str, str], ...]:
         ("verified", f"off by {check['worst_error']:.1e} in the worst module, "
                      f"{check['tolerance']:.0e} is allowed" if "worst_error" in check else ""),
         ("kept", ", ".join(f"{k:.1%}" for k in check.get("retained", ()))),
-        ("command", f"lorahub {shlex.join(job.words)}"),
     )  # fmt: skip

@@ -47,7 +47,7 @@ class Facets(OptionList):
                 self._values[name] = key, value
                 tick = "x" if (key, value) in asked else " "
                 line = text.shown(f"[{tick}] {value}", wrap=False)
-                line.truncate(max(8, 20 - len(f"{count}")), overflow="ellipsis", pad=True)
+                line.truncate(max(8, 18 - len(f"{count}")), overflow="ellipsis", pad=True)
                 options.append(Option(line + Text(f" {count:,}"), id=name))
         self.add_options(options)
         if before is not None and self.option_count:
