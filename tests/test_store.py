@@ -791,6 +791,8 @@ def test_reopening_imports_neither_alembic_nor_torch_nor_the_hub(tmp_path: Path)
     loaded = set(json.loads(finish(start(body, path))[0]))
     assert "sqlalchemy" in loaded
     assert not loaded & {"alembic", "filelock", "torch", "huggingface_hub"}
+    body = "say('sqlalchemy.dialects.postgresql' in sys.modules)"
+    assert finish(start(body, path)) == ["False"]
 
 
 def test_making_a_catalog_imports_neither_torch_nor_the_hub(tmp_path: Path) -> None:
