@@ -11,7 +11,7 @@ from itertools import count
 from sqlalchemy import Connection, RowMapping, func, select, text
 
 from store.models import adapter_table, text_table, word_table
-from store.session import insert_missing
+from store.session import insert_new
 
 _FIELDS = ("name", "base", "tags", "targets", "card")
 # What a hit in each field counts. PostgreSQL has four classes of weights, A to D.
@@ -138,7 +138,7 @@ def _write(connection: Connection, adapter_id: int, document: dict[str, str]) ->
     kept = {w for some in words for w in some if len(w) in _KEPT_LENGTHS and not w.isdigit()}
     if kept:
         rows = [{"length": len(w), "word": w} for w in sorted(kept)]
-        insert_missing(connection, word_table, rows)
+        insert_new(connection, word_table, rows)
 
 
 def _tsvector(words: Sequence[Sequence[str]]) -> str:

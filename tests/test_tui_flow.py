@@ -19,6 +19,7 @@ from tests.terminal import NARROW, WIDE, Terminal, run
 from tui.jobs import Jobs, command, environment
 from tui.screens.compose import ComposeScreen
 from tui.screens.leave import LeaveDialog
+from tui.widgets.paged_table import PagedTable
 
 
 @pytest.fixture
@@ -72,7 +73,13 @@ def test_browse_compose_run_history_export(filled: Path) -> None:
         await t.press("4")
         assert "finished" in t.screen
         assert "method: svd" in t.screen
-        await t.press("1", "slash")
+        await t.press("1")
+        table = t.app.screen.query_one(PagedTable)
+        assert {r.value.summary.name: r.value.children for _, r in table.loaded()} == {
+            "both": 0, "languages": 1, "packages": 1,
+        }  # fmt: skip
+        assert "used" in t.screen
+        await t.press("slash")
         await t.type("source:merge")
         await t.press("enter", "e")
         size = (filled / "adapters" / "both" / "adapter_model.safetensors").stat().st_size

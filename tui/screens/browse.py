@@ -119,7 +119,9 @@ class BrowseScreen(BrowseReading):
             return
         self.query_one(Detail).show(event.description)
         if event.description.problem:
-            entry = Entry(self.row, "damaged")
+            row = self.table.row
+            assert row is not None
+            entry = replace(row.value, problem="damaged")
             self.table.update(self.table.cursor, self._rows([entry])[0])
 
     def on_browse_reading_picked(self, event: BrowseReading.Picked) -> None:
