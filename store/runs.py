@@ -145,7 +145,7 @@ class Runs(Database):
         parent = lineage_table.c.parent_id
         query = select(parent, func.count()).where(parent.in_(adapter_ids)).group_by(parent)
         with self._read() as connection:
-            return dict(connection.execute(query).tuples().all())
+            return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def _alive(pid: int) -> bool:

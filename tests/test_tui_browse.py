@@ -271,7 +271,7 @@ def test_unforeseen_error_is_shown_and_survived(
         await t.press("j", "space")
         assert "Basket 1" in t.screen
 
-    run(filled, scenario)
+    run(filled, scenario, defects=True)
 
 
 def test_queries() -> None:

@@ -78,7 +78,6 @@ def test_browse_compose_run_history_export(filled: Path) -> None:
         assert {r.value.summary.name: r.value.children for _, r in table.loaded()} == {
             "both": 0, "languages": 1, "packages": 1,
         }  # fmt: skip
-        assert "used" in t.screen
         await t.press("slash")
         await t.type("source:merge")
         await t.press("enter", "e")

@@ -63,7 +63,7 @@ class PagedTable(Acting, ScrollView, can_focus=True):
         "paged-table--dim",
         "paged-table--row",
     }
-    LEAST_FLEXIBLE = 18
+    LEAST_FLEXIBLE = 26
 
     cursor: reactive[int] = reactive(0, repaint=False)
     empty: reactive[str] = reactive("")
