@@ -8,6 +8,7 @@ import os
 import typer
 
 from lorahub.cli import (
+    batch,
     catalog,
     comparing,
     compressing,
@@ -18,6 +19,7 @@ from lorahub.cli import (
     packing,
     publishing,
     pulling,
+    recipes,
     terminal,
     upkeep,
 )
@@ -46,6 +48,7 @@ for verb in (
     comparing.compare,
     comparing.suggest,
     merging.merge,
+    batch.batch,
     merging.verify,
     compressing.compress,
     packing.pack,
@@ -59,6 +62,7 @@ for verb in (
 app.callback(invoke_without_command=True)(terminal.plain)
 app.command("map")(knowing.map_adapters)
 app.add_typer(methods.methods_app, name="methods")
+app.add_typer(recipes.recipes_app, name="recipes")
 app.add_typer(upkeep.config_app, name="config")
 app.add_typer(upkeep.db_app, name="db")
 

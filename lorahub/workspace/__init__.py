@@ -4,25 +4,23 @@ The command line and the terminal UI call these and add no logic of their own. E
 one subject; `Workspace` is all of them.
 """
 
+from lorahub.workspace.batches import Batches
 from lorahub.workspace.comparing import Comparing
 from lorahub.workspace.deriving import Deriving
 from lorahub.workspace.discovering import Discovering
 from lorahub.workspace.knowing import Knowing
-from lorahub.workspace.merging import Merging
 from lorahub.workspace.packing import Packing
-from lorahub.workspace.publishing import Publishing
 
 __all__ = ["Workspace"]
 
 
 class Workspace(
     Discovering,
-    Merging,
+    Batches,
     Comparing,
     Deriving,
     Knowing,
     Packing,
-    Publishing,
 ):
     """A catalog with the means to fill it, merge from it and publish from it.
 
