@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,9 @@ from lorahub.record import FILE_NAME, PACK_NAME, RECIPE_NAME, Record
 
 _CARD = "README.md"
 
+Figures = Mapping[str, Mapping[str, float]]
+"""What was found of an adapter, by suite and by name of the figure."""
+
 
 def publishable(adapter: Adapter) -> tuple[Path, ...]:
     """The files of an adapter worth handing on: weights, config, card, record, recipe, pack."""
@@ -38,13 +41,18 @@ def publishable(adapter: Adapter) -> tuple[Path, ...]:
 
 
 @contextmanager
-def prepared(adapter: Adapter, repo_id: str) -> Iterator[tuple[Path, ...]]:
+def prepared(adapter: Adapter, repo_id: str, figures: Figures) -> Iterator[tuple[Path, ...]]:
     """The files to publish at ``repo_id``, with a card that says how to load it from there.
 
     A card that somebody wrote or changed stays as it is.
+
+    Args:
+        adapter: What is published.
+        repo_id: Where.
+        figures: What suites found of it, for its card.
     """
     files = publishable(adapter)
-    text = _card(adapter, repo_id)
+    text = _card(adapter, repo_id, figures)
     if text is None:
         yield files
         return
@@ -54,7 +62,7 @@ def prepared(adapter: Adapter, repo_id: str) -> Iterator[tuple[Path, ...]]:
         yield (*(f for f in files if f.name != _CARD), card)
 
 
-def _card(adapter: Adapter, repo_id: str) -> str | None:
+def _card(adapter: Adapter, repo_id: str, figures: Figures) -> str | None:
     """The card made for a repository, or None where the one that is there has to stay."""
     from lorahub.card import render_card, render_plain_card
     from lorahub.methods.registry import get
@@ -72,12 +80,18 @@ def _card(adapter: Adapter, repo_id: str) -> str | None:
     except (OSError, UnicodeDecodeError, LorahubError):
         return None
 
-    def render(place: str | None) -> str:
+    def render(place: str | None, figures: Figures) -> str:
         return render_card(
-            record, info, name=adapter.name, paper=paper, recipe=recipe, repo_id=place
+            record,
+            info,
+            name=adapter.name,
+            paper=paper,
+            recipe=recipe,
+            repo_id=place,
+            figures=figures,
         )
 
-    return render(repo_id) if written == render(None) else None
+    return render(repo_id, figures) if written == render(None, {}) else None
 
 
 def check_license(adapter: Adapter) -> None:

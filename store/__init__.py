@@ -4,6 +4,7 @@ from store.catalog import Catalog
 from store.values import (
     AdapterFilter,
     AdapterSummary,
+    Evaluation,
     Export,
     HubAdapter,
     ParentLink,
@@ -16,6 +17,7 @@ __all__ = [
     "AdapterFilter",
     "AdapterSummary",
     "Catalog",
+    "Evaluation",
     "Export",
     "HubAdapter",
     "ParentLink",

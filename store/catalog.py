@@ -8,6 +8,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from store.adapters import Adapters
+from store.evaluations import Evaluations
 from store.facets import Facets
 from store.lineage import Lineage
 from store.listing import Listing
@@ -20,6 +21,7 @@ from store.sketches import Sketches
 class Catalog(
     Adapters,
     Lineage,
+    Evaluations,
     Facets,
     Listing,
     Publications,

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, inspect, text
 from lorahub import errors
 from lorahub.errors import CatalogError
 
-HEAD = "0005"
+HEAD = "0006"
 """Newest revision in ``migrations/``; naming it here spares every start the import of Alembic."""
 
 

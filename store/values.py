@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -104,6 +105,15 @@ class Push:
     endpoint: str | None
     revision: str
     url: str
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a suite found of an adapter, the last time: figures by name."""
+
+    suite: str
+    figures: Mapping[str, float]
     created_at: str
 
 

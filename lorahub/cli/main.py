@@ -13,6 +13,7 @@ from lorahub.cli import (
     comparing,
     compressing,
     discovering,
+    evaluating,
     knowing,
     merging,
     methods,
@@ -60,6 +61,7 @@ for verb in (
 ):
     app.command()(verb)
 app.callback(invoke_without_command=True)(terminal.plain)
+app.command("eval")(evaluating.evaluate)
 app.command("map")(knowing.map_adapters)
 app.add_typer(methods.methods_app, name="methods")
 app.add_typer(recipes.recipes_app, name="recipes")

@@ -8,6 +8,7 @@ from lorahub.workspace.batches import Batches
 from lorahub.workspace.comparing import Comparing
 from lorahub.workspace.deriving import Deriving
 from lorahub.workspace.discovering import Discovering
+from lorahub.workspace.evaluating import Evaluating
 from lorahub.workspace.knowing import Knowing
 from lorahub.workspace.packing import Packing
 
@@ -19,6 +20,7 @@ class Workspace(
     Batches,
     Comparing,
     Deriving,
+    Evaluating,
     Knowing,
     Packing,
 ):
