@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,9 @@ from lorahub.recipe import Recipe, SourceSpec, make_recipe
 MAX_BYTES = 1 << 20
 
 LOCK_SUFFIX = ".lock.yaml"
+
+BESIDE = frozenset({"matrix", "exclude", "search"})
+"""Keys of the file that make more than one recipe of it."""
 
 Key = tuple[int | str, ...]
 
@@ -72,13 +75,15 @@ class RecipeFile:
                 return self._lines[key[:end]]
         return None
 
-    def recipe(self, body: object | None = None) -> Recipe:
+    def recipe(self, body: Mapping[str, Any] | None = None) -> Recipe:
         """The recipe in the file, or ``body`` as one; its folders are made absolute.
 
         Raises:
             InvalidRecipeError: It is none.
         """
-        recipe = make_recipe(self.body if body is None else body, str(self.path), self.line)
+        given = self.body if body is None else body
+        one = {key: value for key, value in given.items() if key not in BESIDE}
+        recipe = make_recipe(one, str(self.path), self.line)
         return _relative_to(recipe, self.path.absolute().parent)
 
     def _parsed(self, raw: bytes) -> object:

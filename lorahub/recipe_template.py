@@ -70,6 +70,11 @@ def json_schema() -> dict[str, Any]:
             "description": "By key of the recipe, the values that a sweep gives it.",
             "additionalProperties": {"type": "array", "minItems": 1},
         },
+        "search": {
+            "type": "object",
+            "minProperties": 1,
+            "description": "By key of the recipe, [low, high] or {choices: [...]} to search.",
+        },
         "exclude": {
             "type": "array",
             "description": "Combinations of the matrix that are left out.",

@@ -49,7 +49,6 @@ class Sweep:
         if not self.axes:
             yield locked(self.file.recipe(), self.lock, self.file.path)
             return
-        plain = {k: v for k, v in self.file.body.items() if k not in {"matrix", "exclude"}}
         for n, places in enumerate(product(*(range(len(v)) for v in self.axes.values())), 1):
             chosen = {
                 axis: values[i] for (axis, values), i in zip(self.axes.items(), places, strict=True)
@@ -60,31 +59,17 @@ class Sweep:
                 axis: _label(value, i)
                 for (axis, value), i in zip(chosen.items(), places, strict=True)
             }
-            body = copy.deepcopy(plain)
+            body = copy.deepcopy(self.file.body)
             for axis, value in chosen.items():
                 self._set(body, axis, value)
             body["output"] = self._named(body.get("output"), labels | {"n": str(n)})
             yield locked(self.file.recipe(body), self.lock, self.file.path)
 
     def _set(self, body: dict[str, Any], axis: str, value: object) -> None:
-        """Put a value where an axis says; ``sources.weight`` gives one weight to each source."""
-        if axis == "sources.weight":
-            sources = body.get("sources")
-            if not isinstance(value, list) or not isinstance(sources, list):
-                raise self.wrong(("matrix", axis), "needs lists of one weight for each source")
-            if len(value) != len(sources) or not all(isinstance(s, dict) for s in sources):
-                raise self.wrong(("matrix", axis), "needs lists of one weight for each source")
-            for source, weight in zip(sources, value, strict=True):
-                source["weight"] = weight
-            return
-        *parents, last = axis.split(".")
-        at: Any = body
         try:
-            for part in parents:
-                at = at[int(part)] if isinstance(at, list) else at.setdefault(part, {})
-            at[int(last) if isinstance(at, list) else last] = copy.deepcopy(value)
-        except (IndexError, ValueError, TypeError, AttributeError) as error:
-            raise self.wrong(("matrix", axis), "names no key of the recipe") from error
+            set_key(body, axis, value)
+        except ValueError as error:
+            raise self.wrong(("matrix", axis), str(error)) from error
 
     def _named(self, output: object, labels: Mapping[str, str]) -> object:
         """The output with ``{axis}``, or its last word, and ``{n}`` filled in."""
@@ -116,6 +101,31 @@ class Sweep:
             f"{self.file.path}, line {self.file.line(key)}, key '{dotted(key)}': {what}",
             hint="see 'Sweeps' in the documentation of recipes",
         )
+
+
+def set_key(body: dict[str, Any], key: str, value: object) -> None:
+    """Put a value where a dotted key says; ``sources.weight`` gives one weight to each source.
+
+    Raises:
+        ValueError: The key or the value does not fit; the message says which.
+    """
+    if key == "sources.weight":
+        sources = body.get("sources")
+        if not isinstance(value, list) or not isinstance(sources, list):
+            raise ValueError("needs lists of one weight for each source")
+        if len(value) != len(sources) or not all(isinstance(s, dict) for s in sources):
+            raise ValueError("needs lists of one weight for each source")
+        for source, weight in zip(sources, value, strict=True):
+            source["weight"] = weight
+        return
+    *parents, last = key.split(".")
+    at: Any = body
+    try:
+        for part in parents:
+            at = at[int(part)] if isinstance(at, list) else at.setdefault(part, {})
+        at[int(last) if isinstance(at, list) else last] = copy.deepcopy(value)
+    except (IndexError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError("names no key of the recipe") from error
 
 
 def load_sweep(path: Path) -> Sweep:

@@ -62,6 +62,7 @@ for verb in (
     app.command()(verb)
 app.callback(invoke_without_command=True)(terminal.plain)
 app.command("eval")(evaluating.evaluate)
+app.command("search-weights")(evaluating.search_weights)
 app.command("map")(knowing.map_adapters)
 app.add_typer(methods.methods_app, name="methods")
 app.add_typer(recipes.recipes_app, name="recipes")

@@ -4,23 +4,21 @@ The command line and the terminal UI call these and add no logic of their own. E
 one subject; `Workspace` is all of them.
 """
 
-from lorahub.workspace.batches import Batches
 from lorahub.workspace.comparing import Comparing
 from lorahub.workspace.deriving import Deriving
 from lorahub.workspace.discovering import Discovering
-from lorahub.workspace.evaluating import Evaluating
 from lorahub.workspace.knowing import Knowing
 from lorahub.workspace.packing import Packing
+from lorahub.workspace.searching import Searching
 
 __all__ = ["Workspace"]
 
 
 class Workspace(
     Discovering,
-    Batches,
+    Searching,
     Comparing,
     Deriving,
-    Evaluating,
     Knowing,
     Packing,
 ):
