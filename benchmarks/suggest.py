@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -19,17 +19,31 @@ import torch
 
 import lorahub
 from benchmarks import quality
-from benchmarks.quality import DATA, ROOT, TASKS
+from benchmarks.quality import DATA, EQUAL, ROOT, TASKS
 from lorahub.recipe import make_recipe
 
 KEPT = ROOT / "benchmarks" / "data" / "suggest"
 RANK = 8
 CANDIDATES: Mapping[int | None, Sequence[str]] = {
     None: ("iso_c", "iso_cts", "tsv", "task_arithmetic"),
-    16: ("flat", "task_arithmetic"),
     8: ("flat", "task_arithmetic"),
 }
+MORE_FOR_TWO = ("ties", "cat")
+SAME = (
+    ("debsec_r4_s0", "debsec_r8_s0"),
+    ("langid_r8_s0", "langid_r16_s0"),
+    ("mansec_r4_s0", "mansec_r8_s0"),
+)
+FOR_SAME = ("average", "lego", "karcher", "iso_c", "tsv", "task_arithmetic")
 HEADING = "\n## Suggested merges\n"
+
+OUTCOME = """For three and more tasks the suggestion is within a point of the best in hindsight on
+average. For pairs it is the best of the methods, but not the best for every pair: a flat spectrum
+(`iso_c`, `flat`) is about a point better for two of the four tasks that are about what a text is,
+and several points worse where one of the two is `bshift` (swapped words). No figure of the factors
+was found that tells the two cases apart beforehand; that pairs are not flattened was decided on
+these results. Two runs of one task are not told from two tasks either: their cosines are about
+0.2, as those of some unlike adapters are."""
 
 Set = tuple[str, ...]
 
@@ -43,12 +57,16 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as home, lorahub.Workspace.open(Path(home)) as workspace:
         bench = _Bench(workspace, single)
-        for size in range(2, len(TASKS) + 1):
+        for size in range(2, len(EQUAL) + 1):
             for rank, names in CANDIDATES.items():
                 # A result of at least all ranks together is not limited.
                 if rank is None or rank < RANK * size:
-                    rows.append(_row(bench, size, rank, names))
+                    sets = list(combinations(EQUAL, size))
+                    names = (*names, *MORE_FOR_TWO) if size == 2 and rank is None else names
+                    rows.append(_row(bench, f"{size} tasks", sets, rank, names))
                     print(rows[-1], flush=True)
+        rows.append(_row(bench, "2 runs of one task", SAME, None, FOR_SAME))
+        print(rows[-1])
     _write(rows)
 
 
@@ -61,16 +79,17 @@ class _Bench:
         self._base = quality._base()
         self._tasks = quality._tasks()
 
-    def norm(self, tasks: Set, method: str, rank: int | None) -> float:
+    def norm(self, adapters: Set, method: str, rank: int | None) -> float:
         """Mean over the tasks of the accuracy over that of the task's own adapter."""
         recipe = make_recipe(
             {
                 "method": method,
                 "parameters": {} if rank is None else {"rank": rank},
-                "sources": [{"adapter": str(DATA / "adapters" / f"{t}_r8_s0")} for t in tasks],
+                "sources": [{"adapter": str(DATA / "adapters" / name)} for name in adapters],
                 "output": {"name": "case"},
             }
         )
+        tasks = dict.fromkeys(name.split("_")[0] for name in adapters)
         path = KEPT / f"{self._workspace.plan(recipe).digest}.npz"
         if not path.is_file():
             folder = self._workspace.merge(recipe, force=True).adapter.origin.folder
@@ -82,35 +101,35 @@ class _Bench:
             return float(np.mean([right[t].mean() / self._single[t] for t in tasks]))
 
 
-def _row(bench: _Bench, size: int, rank: int | None, names: Sequence[str]) -> str:
-    sets = list(combinations(TASKS, size))
+def _row(
+    bench: _Bench, label: str, sets: Sequence[Set], rank: int | None, names: Sequence[str]
+) -> str:
     suggested = np.array([bench.norm(s, "auto", rank) for s in sets])
     norms = {name: np.array([bench.norm(s, name, rank) for s in sets]) for name in names}
     best = np.max([suggested, *norms.values()], axis=0)
     regret = 100 * (best - suggested)
     worst = int(regret.argmax())
-    where = f" ({', '.join(sets[worst])})" if regret[worst] > 0 else ""
+    who = ", ".join(name.removesuffix("_r8_s0") for name in sets[worst])
     cells = [
-        str(size),
+        label,
         str(rank or "any"),
         str(len(sets)),
         f"{suggested.mean():.3f}",
         f"{best.mean():.3f}",
         f"{regret.mean():.1f}",
-        f"{regret[worst]:.1f}{where}",
-        ", ".join(f"{name} {values.mean():.3f}" for name, values in _descending(norms)),
+        f"{regret[worst]:.1f} ({who})" if regret[worst] > 0 else "0.0",
+        ", ".join(
+            f"{name} {values.mean():.3f}"
+            for name, values in sorted(norms.items(), key=lambda item: -item[1].mean())
+        ),
     ]
     return "| " + " | ".join(cells) + " |"
-
-
-def _descending(norms: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    yield from sorted(norms.items(), key=lambda item: -item[1].mean())
 
 
 def _write(rows: Sequence[str]) -> None:
     path = ROOT / "docs" / "quality.md"
     text = path.read_text(encoding="utf-8").split(HEADING)[0]
-    heads = ["tasks", "rank", "sets", "suggested", "best in hindsight", "regret", "worst regret",
+    heads = ["set", "rank", "sets", "suggested", "best in hindsight", "regret", "worst regret",
              "each method for all sets"]  # fmt: skip
     lines = "\n".join(rows)
     path.write_text(
@@ -119,11 +138,14 @@ def _write(rows: Sequence[str]) -> None:
 merge that `lorahub suggest` chooses against the best of the named methods at their default scales,
 as it turned out on the same 400 texts a task. Norms are means over the sets, regrets in points of
 norm. The best in hindsight of several is above the best method even where all are equally good: it
-also picks what is lucky (the norm of one pair has a standard error of about two points).
+also picks what is lucky (the norm of one pair has a standard error of about two points). Methods
+that are not named were measured on all five tasks only, above.
 
 | {" | ".join(heads)} |
 |{"---|" * len(heads)}
 {lines}
+
+{OUTCOME}
 """,
         encoding="utf-8",
     )

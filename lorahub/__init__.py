@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lorahub.adapter import Adapter, AdapterInfo, Module, Reference
     from lorahub.errors import ExitCode, LorahubError
+    from lorahub.hub import Query
     from lorahub.merging import Merged
     from lorahub.pulling import Pulled
     from lorahub.recipe import Recipe, make_recipe
@@ -42,6 +43,7 @@ _HOMES = {
     "Merged": "merging",
     "Module": "adapter",
     "Pulled": "pulling",
+    "Query": "hub",
     "Recipe": "recipe",
     "Record": "record",
     "Reference": "adapter",
@@ -59,6 +61,7 @@ __all__ = [
     "Merged",
     "Module",
     "Pulled",
+    "Query",
     "Recipe",
     "Record",
     "Reference",

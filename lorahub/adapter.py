@@ -26,6 +26,7 @@ class Source(StrEnum):
     HUB = "hub"
     FOLDER = "folder"
     MERGE = "merge"
+    EXTRACT = "extract"
 
 
 class ModuleKind(StrEnum):
@@ -190,7 +191,7 @@ class Origin:
     """Where the bytes of an adapter are and how to get them again.
 
     Attributes:
-        source: Hub, folder or merge.
+        source: Hub, folder, merge, or extracted from two models.
         folder: Absolute local folder that holds the files now.
         repo_id: ``owner/name`` for the Hub, else None.
         revision: Commit (40 hex) for the Hub, else None.
@@ -206,6 +207,35 @@ class Origin:
     endpoint: str | None = None
 
 
+class Confidence(StrEnum):
+    """How well the base model of an adapter is known; the first two are enough to merge."""
+
+    CERTAIN = "certain"
+    LIKELY = "likely"
+    GUESS = "guess"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class BaseIdentity:
+    """The canonical base model behind the name that an adapter states.
+
+    Attributes:
+        name: Its Hub id, or None where nobody knows it.
+        confidence: How well it is known.
+        reason: Why it is taken to be that, in words.
+    """
+
+    name: str | None
+    confidence: Confidence
+    reason: str
+
+    @property
+    def sure(self) -> bool:
+        """Whether a merge may rely on it."""
+        return self.confidence in (Confidence.CERTAIN, Confidence.LIKELY)
+
+
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """A catalogued adapter: a unique name, where it is, and what it is.
@@ -217,6 +247,7 @@ class Adapter:
         id: Catalog row id, 0 when not catalogued.
         method: Merge method that made it, or None.
         created_at: ISO 8601 UTC time it was catalogued; empty when it is not.
+        base: Its base model as the catalog knows it; None when not catalogued.
     """
 
     name: str
@@ -225,6 +256,7 @@ class Adapter:
     id: int = 0
     method: str | None = None
     created_at: str = ""
+    base: BaseIdentity | None = None
 
     @property
     def weights_path(self) -> Path:

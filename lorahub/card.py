@@ -10,6 +10,7 @@ from urllib.parse import quote
 import yaml
 
 from lorahub.adapter import AdapterInfo
+from lorahub.extraction import Extraction, ModelSource
 from lorahub.licenses import combine
 from lorahub.loading import PIPELINES, loading
 from lorahub.record import Parent, Record
@@ -69,6 +70,29 @@ A LoRA adapter for {base}. It adapts {size} at rank {ranks}.
 ## Use
 
 {_loading(info, info.base_model, name, repo_id)}"""
+
+
+def read_remake(text: str) -> tuple[str, dict[str, str]] | None:
+    """The recipe (YAML) in a card's text and the sha256 (hex) of what it makes, by file name.
+
+    None where the card has no recipe; nothing in it is trusted.
+    """
+    _, mark, rest = text.partition(f"\n{REMAKE}\n")
+    block = re.search(r"^(`{3,})yaml\n(.*?)^\1$", rest, re.DOTALL | re.MULTILINE)
+    if not mark or block is None:
+        return None
+    rows = re.findall(r"^\| `([\w.-]+)` \| `([0-9a-f]{64})` \|$", rest[block.end() :], re.MULTILINE)
+    return block[2], dict(rows)
+
+
+def render_extraction(
+    record: Extraction, info: AdapterInfo, *, name: str, repo_id: str | None = None
+) -> str:
+    """README.md for an adapter extracted from two models. Names no local path."""
+    sources = (record.base, record.finetuned)
+    license_name = combine([(s.name, s.license) for s in sources]).license
+    head = _metadata(info, record.base_model, license_name, ())
+    return f"---\n{head}---\n\n{_extraction_body(record, info, name, repo_id)}"
 
 
 def common_license(record: Record) -> str | None:
@@ -212,3 +236,56 @@ this page alone is enough for it.
 | `{_code(info.weights_file)}` | `{info.weights_sha256}` |
 | `adapter_config.json` | `{info.config_sha256}` |
 """
+
+
+def _extraction_body(record: Extraction, info: AdapterInfo, name: str, repo_id: str | None) -> str:
+    rank = max(m.rank for m in record.modules)
+    worst = max(record.modules, key=lambda m: m.error)
+    asked = [f"rank {record.rank}"] if record.rank else []
+    asked += [f"{record.energy:.1%} of each difference's squared norm"] if record.energy else []
+    left_out = "".join(
+        f"\n- `{_code(t.name)}` {_plain(t.reason)}"
+        + ("" if t.change is None else f", by {t.change:.2%} of its norm")
+        for t in record.left_out
+    )
+    left_out = f"\n## Not in the adapter\n{left_out}\n" if left_out else ""
+    return f"""# {_plain(name)}
+
+A LoRA adapter for {_model_cell(record.base)}: the best low-rank approximation of what fine-tuning
+added to it in {_model_cell(record.finetuned)}, extracted from the two models with
+[lorahub](https://pypi.org/project/lorahub-kit/). It adapts {len(record.modules)} modules
+({", ".join(_plain(t) for t in info.targets)}) at rank {rank} or less;
+{len(record.unchanged)} others are the same in both models.
+
+## Made from
+
+| model | licence | sha256 over its weights |
+|---|---|---|
+{_model_row(record.base)}
+{_model_row(record.finetuned)}
+
+## How well
+
+Asked for: {" and ".join(asked)}. Written as {record.dtype}. Distances are measured in float64.
+
+| figure | value |
+|---|---|
+| distance from the differences | {record.error:.1%} |
+| share of their squared norm that is kept | {record.kept:.1%} |
+| worst module | {worst.error:.1%} (`{_code(worst.name)}`) |
+{left_out}
+## Use
+
+{_loading(info, record.base_model, name, repo_id)}"""
+
+
+def _model_cell(source: ModelSource) -> str:
+    if source.repo_id and source.revision:
+        url = quote(f"https://huggingface.co/{source.repo_id}/tree/{source.revision}", safe=":/")
+        return f"[{_plain(source.repo_id)}]({url}) at `{_code(source.revision[:12])}`"
+    return _plain(source.name)
+
+
+def _model_row(source: ModelSource) -> str:
+    licence = _plain(source.license or "not stated")
+    return f"| {_model_cell(source)} | {licence} | `{source.content_hash[:16]}` |"

@@ -101,6 +101,13 @@ class LicenseError(LorahubError):
     exit_code = ExitCode.INVALID
 
 
+class InvalidCatalogError(LorahubError):
+    """An exported catalog that is damaged, or none: export it again."""
+
+    code = "invalid_catalog"
+    exit_code = ExitCode.INVALID
+
+
 class InvalidRecipeError(LorahubError):
     """A recipe, method or parameter that is wrong: edit it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -99,30 +100,28 @@ def _vllm(info: AdapterInfo, base: str, repo: str, name: str) -> str:
     rank = next((r for r in VLLM_RANKS if r >= max(info.ranks)), None)
     if rank is None:
         return f"\n### vLLM\n\nvLLM serves ranks up to {VLLM_RANKS[-1]}; this one's is higher.\n"
-    return f"""
-### vLLM
-
-```
-vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {name}={repo}
-```
-"""
+    # It scales all modules alike.
+    alike = len({m.scaling for m in info.modules}) == 1
+    fetch, place = ("", repo) if alike else (_equalised(repo, name) + "\n", f"./{name}")
+    serve = f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {name}={place}"
+    return f"\n### vLLM\n\n```\n{fetch}{serve}\n```\n"
 
 
 def _llama_cpp(info: AdapterInfo, base: str, repo: str, name: str) -> str:
-    if len(info.ranks) > 1:
-        return f"""
-### llama.cpp
-
-It divides alpha by each module's own rank and knows no alpha pattern, so it would scale the
-modules of this adapter, whose ranks go from {info.ranks[0]} to {info.ranks[-1]}, wrongly. Merge at
-one `--rank` for all modules to use it there.
-"""
+    # It scales each module by one alpha over the module's own rank.
+    alike = len(info.ranks) == 1 and len({m.alpha for m in info.modules}) == 1
+    plain = all(math.isclose(m.scaling, m.alpha / m.rank) for m in info.modules)
+    fetch = f"hf download {repo} --local-dir {name}" if alike and plain else _equalised(repo, name)
     return f"""
 ### llama.cpp
 
 ```
-hf download {repo} --local-dir {name}
+{fetch}
 python convert_lora_to_gguf.py {name} --base-model-id {base} --outfile {name}.gguf
 llama-cli -m BASE_MODEL.gguf --lora {name}.gguf
 ```
 """
+
+
+def _equalised(repo: str, name: str) -> str:
+    return f"lorahub pull {repo}\nlorahub export {repo} {name} --format equal-ranks"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from lorahub.adapter import Adapter, Reference
@@ -57,6 +58,12 @@ def _pulled(catalog: Catalog, reference: Reference) -> Adapter | None:
     if reference.endpoint is not None:
         found = [a for a in found if a.origin.endpoint == reference.endpoint]
     return next(iter(found), None)
+
+
+def with_content(catalog: Catalog, content_hash: str, used: Collection[str]) -> Adapter | None:
+    """An adapter of that content; one not among the names ``used``, where there are several."""
+    found = catalog.by_hash(content_hash)
+    return next((a for a in found if a.name not in used), next(iter(found), None))
 
 
 def is_folder(reference: Reference) -> bool:

@@ -21,6 +21,7 @@ from lorahub.errors import (
 )
 from lorahub.events import Listener, Warned
 from lorahub.integrity import check_unchanged, file_sha256
+from lorahub.lookup import with_content
 from lorahub.output import check_name, new_folder
 from lorahub.packed import check_pack, pack_beside
 from lorahub.provenance import is_result_of, parents_of, pinned_recipe, plan_again, warnings_of
@@ -83,6 +84,32 @@ def plan_for(recipe: Recipe, adapters: Sequence[Adapter]) -> Plan:
     )
 
 
+@contextmanager
+def closing_run(catalog: Catalog, run_id: int) -> Iterator[None]:
+    """Record how the run ended if the block does not end well."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        catalog.end_run(run_id, "interrupted", "interrupted by the user")
+        raise
+    except BaseException as error:
+        catalog.end_run(run_id, "failed", str(error))
+        raise
+
+
+def output_of(name: str | None, folder: Path | None, config: Config) -> tuple[str, Path]:
+    """Name and absolute folder of a result of which at least one is given.
+
+    Raises:
+        UsageError: Neither is, or the name cannot be one.
+    """
+    if name is None and folder is None:
+        raise UsageError("the result has no place", hint="give --name NAME, or -o FOLDER, or both")
+    name = name or (folder.name if folder else "")
+    check_name(name)
+    return name, (folder or config.adapters / name).expanduser().absolute()
+
+
 class Merger:
     """Merges into one data folder and its catalog."""
 
@@ -116,9 +143,9 @@ class Merger:
         run_id = self._catalog.begin_run(
             RunDraft(plan.digest, recipe.to_yaml(), plan.method.name, str(target))
         )
-        with self._closing_run(run_id):
+        with closing_run(self._catalog, run_id):
             with new_folder(target, self._config.home / "locks", replace=force) as partial:
-                record = self._write(plan, name, partial, device, workers, listener)
+                record = self.write(plan, name, partial, device, workers, listener)
                 _require(record.verification, name, recipe.verify)
             adapter = self._catalogue(run_id, plan, name, target, record, known)
             return Merged(adapter, record, "merged")
@@ -129,14 +156,7 @@ class Merger:
         Raises:
             UsageError: The recipe names neither, or a name that cannot be one.
         """
-        output = recipe.output
-        if output.name is None and output.folder is None:
-            raise UsageError(
-                "the merge has no output", hint="give --name NAME, or -o FOLDER, or both"
-            )
-        name = output.name or (output.folder.name if output.folder else "")
-        check_name(name)
-        return name, (output.folder or self._config.adapters / name).expanduser().absolute()
+        return output_of(recipe.output.name, recipe.output.folder, self._config)
 
     def _check_unchanged(self, adapter: Adapter) -> None:
         """`check_unchanged`, which reads what it read before only if the file was touched."""
@@ -191,18 +211,7 @@ class Merger:
                 raise ConflictError(f"'{name}' is one of the sources; choose another --name")
         return None
 
-    @contextmanager
-    def _closing_run(self, run_id: int) -> Iterator[None]:
-        try:
-            yield
-        except KeyboardInterrupt:
-            self._catalog.end_run(run_id, "interrupted", "interrupted by the user")
-            raise
-        except BaseException as error:
-            self._catalog.end_run(run_id, "failed", str(error))
-            raise
-
-    def _write(
+    def write(
         self,
         plan: Plan,
         name: str,
@@ -211,6 +220,11 @@ class Merger:
         workers: int | None,
         listener: Listener,
     ) -> Record:
+        """Write the result of ``plan`` with all that belongs to it into an empty folder.
+
+        Raises:
+            VerificationError: It is further from its definition than its dtype allows.
+        """
         from lorahub.card import render_card
         from lorahub.engine.plan import LORAHUB_VERSION
         from lorahub.engine.run import run
@@ -219,7 +233,7 @@ class Merger:
         weights = folder / _WEIGHTS
         done = run(plan, weights, device=device, workers=workers, listener=listener)
         digest, plan = plan.digest, done.plan
-        ranks = {m.name: m.rank for m in done.modules}
+        ranks = {m.name: m.rank for m in done.modules if m.rank}
         reports = {m.name: m.report for m in done.modules if m.report}
         config = formats.peft.config_for(
             ranks,
@@ -305,9 +319,10 @@ class Merger:
         if record.weights_sha256 != adapter.info.weights_sha256:
             raise IntegrityError(f"the weights of '{adapter.name}' are not those of its record")
         check_pack(adapter, record)
-        parents = [self._parent(parent) for parent in record.parents]
-        for parent in parents:
-            check_unchanged(parent)
+        parents: list[Adapter] = []
+        for parent in record.parents:
+            parents.append(self._parent(parent, {known.name for known in parents}))
+            check_unchanged(parents[-1])
         plan = plan_again(record, parents)
         check = verify(
             plan,
@@ -321,15 +336,15 @@ class Merger:
         _require(check, adapter.name)
         return check
 
-    def _parent(self, parent: Parent) -> Adapter:
-        found = self._catalog.by_hash(parent.content_hash)
-        if not found:
+    def _parent(self, parent: Parent, used: set[str]) -> Adapter:
+        found = with_content(self._catalog, parent.content_hash, used)
+        if found is None:
             where = f"{parent.repo_id}@{parent.revision}" if parent.repo_id else parent.reference
             raise NotFoundError(
                 f"source '{parent.reference}' is no longer in the catalog",
                 hint=f"pull it again: `lorahub pull {where}`",
             )
-        return found[0]
+        return found
 
 
 def _require(check: Verification, name: str, bounds: VerifySpec | None = None) -> None:

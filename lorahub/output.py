@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from lorahub.errors import ConflictError, StorageError, UsageError
 
 _OTHER_FOLDER = "choose another folder or name, or remove it; a merge replaces it with --force"
 _OTHER_FILE = "choose another file, or pass --force"
+_PARTIAL = re.compile(r"\.(.+)\.partial-[^/]+", re.DOTALL)
 
 
 def check_name(name: str) -> str:
@@ -78,16 +80,87 @@ def new_file(target: Path, locks: Path, *, replace: bool = False) -> Iterator[Pa
         _sync(target.parent)
 
 
+def partials(folder: Path) -> list[tuple[Path, Path]]:
+    """What killed processes left in a folder: (partial, what it was to become), sorted.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
+    found = [(p, _PARTIAL.fullmatch(p.name)) for p in folder.iterdir() if p.is_dir()]
+    return sorted((path, path.with_name(match[1])) for path, match in found if match)
+
+
+def is_being_written(target: Path, locks: Path) -> bool:
+    """Whether a living process writes ``target`` right now."""
+    try:
+        with _locked(target, locks):
+            return False
+    except ConflictError:
+        return True
+
+
+def remove_folder(folder: Path, locks: Path, target: Path | None = None) -> None:
+    """Remove a folder in one step for everybody who looks at it; one that is gone already is fine.
+
+    Args:
+        folder: What to remove; nothing outside it is touched, links are not followed.
+        locks: As for `new_folder`.
+        target: What ``folder`` was to become, where it is what a killed process left.
+
+    Raises:
+        ConflictError: Another process is writing it.
+        StorageError: It cannot be removed, or not whole.
+    """
+    try:
+        with _locked(target or folder, locks):
+            gone = folder
+            if target is None:
+                gone = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+                folder.rename(gone)
+            _remove_tree(gone)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: cannot be removed ({error.strerror or error})",
+            hint="see its permissions, and try again",
+        ) from error
+
+
+def _remove_tree(folder: Path) -> None:
+    while True:
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:  # somebody else removes it too
+            if folder.exists():
+                continue
+        return
+
+
+@contextmanager
+def _locked(target: Path, locks: Path) -> Iterator[None]:
+    """Hold the lock of ``target``.
+
+    Raises:
+        ConflictError: Another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    locks.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(str(target.absolute()).encode()).hexdigest()[:32]
+    try:
+        with FileLock(locks / f"{key}.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ConflictError(f"{target}: another lorahub is writing it right now") from error
+
+
 @contextmanager
 def _beside(target: Path, locks: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``target``, which is removed at the end if it is still there."""
-    from filelock import FileLock, Timeout
-
     try:
-        locks.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        key = hashlib.sha256(str(target.absolute()).encode()).hexdigest()[:32]
-        with FileLock(locks / f"{key}.lock", timeout=0):
+        with _locked(target, locks):
             prefix = f".{target.name}.partial-"
             for stale in target.parent.glob(f"{prefix}*"):
                 shutil.rmtree(stale, ignore_errors=True)
@@ -97,8 +170,6 @@ def _beside(target: Path, locks: Path) -> Iterator[Path]:
                 yield partial
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-    except Timeout as error:
-        raise ConflictError(f"{target}: another lorahub is writing it right now") from error
     except OSError as error:
         raise StorageError(
             f"{target}: cannot be written ({error.strerror or error})",

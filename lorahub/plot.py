@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 _ROW, _LABEL, _BAR = 16, 420, 400
-_CELL, _GAP = 44, 24
+_CELL, _GAP = 58, 24
 _CURVE_WIDTH, _CURVE_HEIGHT = 420, 200
 _SIDE, _MARGIN, _NAMED = 720, 24, 60
 _HUES = ("#2a78b5", "#c4621b", "#3f8f4f", "#a23b72", "#7a6a1f", "#5b5bb0", "#b03a3a", "#4d8f8f")
@@ -80,7 +80,7 @@ def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: Gr
         columns: Names of the columns.
         values: One per row and column; None leaves a cell empty.
     """
-    left = 8 + 7 * max((len(r) for r in rows), default=0)
+    left = 20 + 7 * max((len(r) for r in rows), default=0)
     longest = max((len(c) for c in columns), default=0)
     head, beyond = 16 + 5 * longest, 6 * longest  # of slanting names of columns
     low, high = _range(values)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lorahub import formats
+from lorahub import extraction, formats
 from lorahub.adapter import Adapter
 from lorahub.errors import (
     LicenseError,
@@ -20,6 +20,9 @@ from lorahub.integrity import file_sha256
 from lorahub.licenses import combine, forbidding
 from lorahub.output import new_folder
 from lorahub.record import FILE_NAME, PACK_NAME, RECIPE_NAME, Record
+
+FORMATS = ("peft", "equal-ranks")
+"""What an export can be: the files as they are, or with one rank and scaling 1 throughout."""
 
 _CARD = "README.md"
 
@@ -34,6 +37,7 @@ def publishable(adapter: Adapter) -> tuple[Path, ...]:
         formats.peft.CONFIG_NAME,
         _CARD,
         FILE_NAME,
+        extraction.FILE_NAME,
         RECIPE_NAME,
         PACK_NAME,
     )
@@ -64,34 +68,42 @@ def prepared(adapter: Adapter, repo_id: str, figures: Figures) -> Iterator[tuple
 
 def _card(adapter: Adapter, repo_id: str, figures: Figures) -> str | None:
     """The card made for a repository, or None where the one that is there has to stay."""
-    from lorahub.card import render_card, render_plain_card
-    from lorahub.methods.registry import get
+    from lorahub.card import render_plain_card
 
-    folder, info = adapter.origin.folder, adapter.info
-    path = folder / _CARD
-    record = Record.read(folder)
-    if record is None:
-        known = info.format == "peft" and info.modules and not path.exists()
-        return render_plain_card(info, name=adapter.name, repo_id=repo_id) if known else None
+    path, info = adapter.origin.folder / _CARD, adapter.info
     try:
-        recipe = (folder / RECIPE_NAME).read_text(encoding="utf-8")
-        written = path.read_text(encoding="utf-8")
-        paper = get(record.method).paper
+        render = _renderer(adapter, figures)
+        written = path.read_text(encoding="utf-8") if path.exists() else None
     except (OSError, UnicodeDecodeError, LorahubError):
         return None
+    if render is not None:
+        return render(repo_id) if written in {None, render(None)} else None
+    if written is None and info.format == "peft" and info.modules:
+        return render_plain_card(info, name=adapter.name, repo_id=repo_id)
+    return None
 
-    def render(place: str | None, figures: Figures) -> str:
-        return render_card(
+
+def _renderer(adapter: Adapter, figures: Figures) -> Callable[[str | None], str] | None:
+    """What makes the card of an adapter that lorahub made, for where it is published."""
+    from lorahub.card import render_card, render_extraction
+    from lorahub.methods.registry import get
+
+    folder, info, name = adapter.origin.folder, adapter.info, adapter.name
+    if record := Record.read(folder):
+        recipe = (folder / RECIPE_NAME).read_text(encoding="utf-8")
+        paper = get(record.method).paper
+        return lambda place: render_card(
             record,
             info,
-            name=adapter.name,
+            name=name,
             paper=paper,
             recipe=recipe,
             repo_id=place,
-            figures=figures,
+            figures=figures if place else {},
         )
-
-    return render(repo_id, figures) if written == render(None, {}) else None
+    if extracted := extraction.Extraction.read(folder):
+        return lambda place: render_extraction(extracted, info, name=name, repo_id=place)
+    return None
 
 
 def check_license(adapter: Adapter) -> None:
@@ -118,14 +130,22 @@ def check_license(adapter: Adapter) -> None:
 
 
 def export(adapter: Adapter, target: Path, locks: Path, *, format_name: str) -> None:
-    """Copy an adapter into a new folder; see `lorahub.workspace.Workspace.export`."""
-    if format_name != "peft":
-        raise UsageError(f"there is no export format '{format_name}'", hint="known: peft")
+    """Write an adapter into a new folder; see `lorahub.workspace.Workspace.export`."""
+    if format_name not in FORMATS:
+        raise UsageError(
+            f"there is no export format '{format_name}'", hint=f"known: {', '.join(FORMATS)}"
+        )
     if adapter.info.format != "peft":
         raise UnsupportedAdapterError(
             f"'{adapter.name}' is {adapter.info.format}, not PEFT",
             hint="only PEFT LoRA adapters can be exported",
         )
+    if format_name == "equal-ranks":
+        from lorahub.formats.equal_ranks import write_equal_ranks
+
+        with new_folder(target, locks) as partial:
+            write_equal_ranks(adapter.info, adapter.weights_path, partial)
+        return
     files = publishable(adapter)
     # The same export again is done already: its process may have been stopped right after it.
     if not _holds_just(target, files):

@@ -89,7 +89,8 @@ class Puller:
         def attempt(text: str) -> Pulled:
             try:
                 reference = Reference.parse(text)
-                asked = hub_at(reference.endpoint) if reference.endpoint else hub
+                elsewhere = reference.endpoint not in {None, hub.endpoint}
+                asked = hub_at(str(reference.endpoint)) if elsewhere else hub
                 known = None if all_files else self._at_commit(reference, asked)
                 if known is not None and name in {None, known.name}:
                     return Pulled(text, "up to date", known, None)
@@ -121,6 +122,15 @@ class Puller:
                     continue
                 return known
         return None
+
+    def register(self, origin: Origin) -> tuple[Adapter, bool]:
+        """Catalogue the adapter that lies at ``origin``, and say whether it is new.
+
+        Raises:
+            InvalidAdapterError: There is none, or a damaged one.
+            IntegrityError: Its record is none.
+        """
+        return self._register(origin, None, allow_pickle=False, stopped=threading.Event())
 
     def _fetch(
         self,
@@ -207,22 +217,27 @@ class Puller:
             taken = self._catalog.by_name(wanted)
             rename_older = None
             if taken is not None and name is None:
-                if _same_line(taken.origin, origin) and origin.requested_revision is None:
+                asked = {None, taken.origin.requested_revision}
+                if _same_line(taken.origin, origin) and origin.requested_revision in asked:
                     # The plain name follows the newest revision of the same place.
                     rename_older = f"{wanted}@{_short(taken)}"
                 else:
                     wanted = f"{wanted}@{(origin.revision or info.content_hash)[:8]}"
             record = Record.read(origin.folder)
+            if record is not None and record.weights_sha256 != info.weights_sha256:
+                record = None  # what was trained on since is no longer what it tells of
             adapter = Adapter(wanted, origin, info, method=record.method if record else None)
-            return self._catalog.add(adapter, rename_older=rename_older), True
+            added = self._catalog.add(adapter, rename_older=rename_older)
+            if record is not None:
+                self._catalog.add_lineage(added.id, record.parents)
+            return added, True
 
     def _followed_name(self, origin: Origin) -> str | None:
         """The name that was given to what a repository's newest revision was before."""
-        if origin.repo_id is None or origin.requested_revision is not None:
-            return None
-        for known in self._catalog.by_repo(origin.repo_id):
-            plain = known.origin.requested_revision is None and "@" not in known.name
-            if plain and known.origin.endpoint == origin.endpoint:
+        for known in self._catalog.by_repo(origin.repo_id) if origin.repo_id else ():
+            before = known.origin
+            line = (before.endpoint, before.requested_revision)
+            if line == (origin.endpoint, origin.requested_revision) and "@" not in known.name:
                 return known.name
         return None
 

@@ -53,7 +53,7 @@ class ExportSpec(_Strict):
     """A copy of the result in a folder of its own."""
 
     folder: Path
-    format: Literal["peft"] = "peft"
+    format: Literal["peft", "equal-ranks"] = "peft"
 
 
 class PushSpec(_Strict):
@@ -98,7 +98,7 @@ class Recipe(_Strict):
     parameters: dict[str, Any] = Field(default_factory=dict)
     scale: Annotated[float | None, Field(allow_inf_nan=False)] = None
     normalize: bool | None = None
-    allocate: Literal["welore", "energy", "relative", "uniform"] | None = None
+    allocate: Literal["welore", "energy", "relative", "prune", "uniform"] | None = None
     budget: str | float | None = None
     pack: str | float | None = None
     dtype: Literal["F32", "F16", "BF16"] | None = None

@@ -7,6 +7,7 @@ that its bytes are as reproducible as the weights.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -180,7 +181,11 @@ class Record:
                     f"{where}: record version {version} is not {FORMAT_VERSION}",
                     hint="upgrade lorahub to read it",
                 )
-            return TypeAdapter(cls).validate_python(body)
+            record = TypeAdapter(cls).validate_python(body)
+            for parent in record.parents:
+                if not all(map(math.isfinite, (parent.weight, parent.factor))):
+                    raise ValueError(f"the weight of '{parent.reference}' is not a finite number")
+            return record
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))

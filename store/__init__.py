@@ -4,24 +4,32 @@ from store.catalog import Catalog
 from store.values import (
     AdapterFilter,
     AdapterSummary,
+    Alias,
+    BaseSummary,
     Evaluation,
     Export,
     HubAdapter,
+    Imported,
     ParentLink,
     Push,
     Run,
     RunDraft,
+    Stats,
 )
 
 __all__ = [
     "AdapterFilter",
     "AdapterSummary",
+    "Alias",
+    "BaseSummary",
     "Catalog",
     "Evaluation",
     "Export",
     "HubAdapter",
+    "Imported",
     "ParentLink",
     "Push",
     "Run",
     "RunDraft",
+    "Stats",
 ]

@@ -11,16 +11,27 @@ from sqlalchemy import (
     delete,
     insert,
     select,
-    text,
     true,
     update,
 )
 from sqlalchemy.exc import IntegrityError
 
-from lorahub.adapter import Adapter, AdapterInfo, Module, ModuleKind, Origin, Refusal, Source
+from lorahub.adapter import (
+    Adapter,
+    AdapterInfo,
+    BaseIdentity,
+    Confidence,
+    Module,
+    ModuleKind,
+    Origin,
+    Refusal,
+    Source,
+)
 from lorahub.errors import ConflictError
 from store.database import Database, now
-from store.models import adapter_table, module_table
+from store.identity import identity
+from store.models import adapter_table, label_table, module_table, text_table
+from store.search import reindex, unindex
 
 
 class Adapters(Database):
@@ -77,14 +88,24 @@ class Adapters(Database):
             remove_row(connection, adapter_id)
 
     def _adapters(self, where: ColumnElement[bool]) -> list[Adapter]:
-        query = select(adapter_table).where(where).order_by(adapter_table.c.id.desc())
         with self._read() as connection:
-            return [_adapter(connection, row) for row in connection.execute(query).mappings()]
+            return read_adapters(connection, where)
+
+
+def read_adapters(connection: Connection, where: ColumnElement[bool]) -> list[Adapter]:
+    """The adapters that match, newest first, within a transaction."""
+    query = (
+        select(adapter_table, text_table.c.config, text_table.c.card)
+        .join(text_table, text_table.c.adapter_id == adapter_table.c.id)
+        .where(where)
+        .order_by(adapter_table.c.id.desc())
+    )
+    return [_adapter(connection, row) for row in connection.execute(query).mappings()]
 
 
 _INFO_COLUMNS = (
-    "format", "peft_type", "base_model", "task_type", "config", "weights_file", "weights_bytes",
-    "weights_sha256", "config_sha256", "license", "card",
+    "format", "peft_type", "base_model", "task_type", "weights_file", "weights_bytes",
+    "weights_sha256", "config_sha256", "license",
 )  # fmt: skip
 _MODULE_COLUMNS = (
     "name", "rank", "d_in", "d_out", "dtype_a", "dtype_b", "alpha", "scaling", "key_a", "key_b",
@@ -94,22 +115,16 @@ _MODULE_COLUMNS = (
 def _rename(connection: Connection, old: str, new: str) -> None:
     statement = update(adapter_table).where(adapter_table.c.name == old).values(name=new)
     try:
-        row = connection.execute(
-            statement.returning(adapter_table.c.id, adapter_table.c.repo_id)
-        ).first()
+        renamed = list(connection.execute(statement.returning(adapter_table.c.id)).scalars())
     except IntegrityError as error:
         raise _taken(new) from error
-    if row is not None:
-        connection.execute(
-            text("UPDATE adapters_fts SET name = :name WHERE rowid = :id"),
-            {"id": row.id, "name": _searched_name(new, row.repo_id)},
-        )
+    reindex(connection, renamed)
 
 
 def remove_row(connection: Connection, adapter_id: int) -> None:
     """Remove an adapter, its modules and its searched text, within a transaction."""
+    unindex(connection, adapter_id)
     connection.execute(delete(adapter_table).where(adapter_table.c.id == adapter_id))
-    connection.execute(text("DELETE FROM adapters_fts WHERE rowid = :id"), {"id": adapter_id})
 
 
 def _taken(name: str) -> ConflictError:
@@ -119,20 +134,22 @@ def _taken(name: str) -> ConflictError:
     )
 
 
-def _searched_name(name: str, repo_id: str | None) -> str:
-    return f"{name} {repo_id or ''}"
-
-
-def insert_rows(connection: Connection, adapter: Adapter) -> Adapter:
+def insert_rows(
+    connection: Connection, adapter: Adapter, *, created_at: str | None = None
+) -> Adapter:
     """Add an adapter, its modules and its searched text, within a transaction."""
     info, origin = adapter.info, adapter.origin
     ranks = info.ranks or (0,)
-    created = now()
+    alphas = [m.alpha for m in info.modules] or [0.0]
+    created = created_at or now()
+    base = identity(connection, info)
     statement = insert(adapter_table).values(
-        **{name: getattr(info, name) for name in _INFO_COLUMNS if name != "config"},
-        config=dict(info.config),
+        **{name: getattr(info, name) for name in _INFO_COLUMNS},
         name=adapter.name,
         created_at=created,
+        base=base.name or "",
+        base_confidence=base.confidence.value,
+        base_reason=base.reason,
         source=origin.source.value,
         folder=str(origin.folder),
         repo_id=origin.repo_id,
@@ -146,6 +163,8 @@ def insert_rows(connection: Connection, adapter: Adapter) -> Adapter:
         tags=list(info.tags),
         rank_min=ranks[0],
         rank_max=ranks[-1],
+        alpha_min=min(alphas),
+        alpha_max=max(alphas),
         targets=list(info.targets),
         dtype=info.dtype,
         parameters=info.parameters,
@@ -155,6 +174,9 @@ def insert_rows(connection: Connection, adapter: Adapter) -> Adapter:
         adapter_id = connection.execute(statement.returning(adapter_table.c.id)).scalar_one()
     except IntegrityError as error:
         raise _taken(adapter.name) from error
+    connection.execute(
+        insert(text_table).values(adapter_id=adapter_id, config=dict(info.config), card=info.card)
+    )
     if info.modules:
         rows = [
             {
@@ -167,21 +189,17 @@ def insert_rows(connection: Connection, adapter: Adapter) -> Adapter:
             for m in info.modules
         ]
         connection.execute(insert(module_table), rows)
-    connection.execute(
-        text(
-            "INSERT INTO adapters_fts (rowid, name, base, tags, targets, card) "
-            "VALUES (:id, :name, :base, :tags, :targets, :card)"
-        ),
-        {
-            "id": adapter_id,
-            "name": _searched_name(adapter.name, origin.repo_id),
-            "base": info.base_model or "",
-            "tags": " ".join(info.tags),
-            "targets": " ".join(info.targets),
-            "card": info.card,
-        },
-    )
-    return Adapter(adapter.name, origin, info, adapter_id, adapter.method, created)
+    labels = [("target", t) for t in info.targets] + [("tag", t) for t in info.tags]
+    if labels:
+        connection.execute(
+            insert(label_table),
+            [
+                {"kind": kind, "value": value, "adapter_id": adapter_id}
+                for kind, value in dict.fromkeys(labels)
+            ],
+        )
+    reindex(connection, [adapter_id])
+    return Adapter(adapter.name, origin, info, adapter_id, adapter.method, created, base)
 
 
 def _adapter(connection: Connection, row: RowMapping) -> Adapter:
@@ -201,6 +219,8 @@ def _adapter(connection: Connection, row: RowMapping) -> Adapter:
     )
     info = AdapterInfo(
         **{name: row[name] for name in _INFO_COLUMNS},
+        config=row["config"],
+        card=row["card"],
         modules=modules,
         refusals=tuple(Refusal(code, message) for code, message in row["refusals"]),
         warnings=tuple(row["warnings"]),
@@ -214,4 +234,5 @@ def _adapter(connection: Connection, row: RowMapping) -> Adapter:
         row["requested_revision"],
         row["endpoint"],
     )
-    return Adapter(row["name"], origin, info, row["id"], row["method"], row["created_at"])
+    base = BaseIdentity(row["base"] or None, Confidence(row["base_confidence"]), row["base_reason"])
+    return Adapter(row["name"], origin, info, row["id"], row["method"], row["created_at"], base)

@@ -12,7 +12,7 @@ from typing import Self
 from sqlalchemy import Connection, Engine
 
 from store import migrate
-from store.session import is_new, locked, open_engine, translated
+from store.session import SNAPSHOT, is_new, locked, open_engine, translated
 
 
 class Database:
@@ -30,12 +30,16 @@ class Database:
             StorageError: The place cannot be written.
         """
         engine = open_engine(where)
-        with translated(engine):
-            if not is_new(engine) and migrate.current(engine) == migrate.HEAD:
-                return cls(engine)
-            with locked(engine):
-                if migrate.current(engine) != migrate.HEAD:
-                    migrate.upgrade(engine)
+        try:
+            with translated(engine):
+                if not is_new(engine) and migrate.current(engine) == migrate.HEAD:
+                    return cls(engine)
+                with locked(engine):
+                    if migrate.current(engine) != migrate.HEAD:
+                        migrate.upgrade(engine)
+        except BaseException:
+            engine.dispose()
+            raise
         return cls(engine)
 
     def close(self) -> None:
@@ -55,8 +59,8 @@ class Database:
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
-        with translated(self._engine), self._engine.connect() as connection:
-            yield connection
+        with translated(self._engine), self._engine.connect() as plain:
+            yield plain.execution_options(**SNAPSHOT.get(plain.dialect.name, {}))
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:

@@ -123,20 +123,9 @@ class Lineage(Database):
                 return
             for position, parent in enumerate(parents):
                 same = adapter_table.c.content_hash == parent.content_hash
-                connection.execute(
-                    insert(lineage_table).values(
-                        adapter_id=adapter_id,
-                        position=position,
-                        parent_id=select(func.max(adapter_table.c.id))
-                        .where(same)
-                        .scalar_subquery(),
-                        reference=parent.reference,
-                        content_hash=parent.content_hash,
-                        weight=parent.weight,
-                        repo_id=parent.repo_id,
-                        revision=parent.revision,
-                    )
-                )
+                newest = select(func.max(adapter_table.c.id)).where(same).scalar_subquery()
+                row = lineage_row(adapter_id, position, parent)
+                connection.execute(insert(lineage_table).values(**row, parent_id=newest))
 
     def link_parents(self) -> int:
         """Point lineage at adapters that came, or came back, after it; how many were linked."""
@@ -147,3 +136,16 @@ class Lineage(Database):
         )
         with self._write() as connection:
             return connection.execute(statement).rowcount
+
+
+def lineage_row(adapter_id: int, position: int, parent: Parent) -> dict[str, Any]:
+    """The columns of one parent but the one that points at its row."""
+    return {
+        "adapter_id": adapter_id,
+        "position": position,
+        "reference": parent.reference,
+        "content_hash": parent.content_hash,
+        "weight": parent.weight,
+        "repo_id": parent.repo_id,
+        "revision": parent.revision,
+    }

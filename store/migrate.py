@@ -11,9 +11,12 @@ from sqlalchemy import Engine, inspect, text
 
 from lorahub import errors
 from lorahub.errors import CatalogError
+from store.identity import identify_rows
 
 HEAD = "0006"
 """Newest revision in ``migrations/``; naming it here spares every start the import of Alembic."""
+
+_LOCK = 0x106A  # a number of lorahub's own among a server's advisory locks
 
 
 def current(engine: Engine) -> str | None:
@@ -59,8 +62,11 @@ def upgrade(engine: Engine) -> Path | None:
     with engine.connect() as plain:
         connection = plain.execution_options(write=True)
         with connection.begin():
+            if engine.dialect.name == "postgresql":  # a file has a lock of its own
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            identify_rows(connection)
     return backup
 
 

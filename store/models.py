@@ -6,10 +6,14 @@ object mapper to map, and importing one would add a fifth to every start.
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     BigInteger,
     Column,
+    Dialect,
     Double,
     ForeignKey,
     Index,
@@ -17,9 +21,11 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     Table,
-    Text,
+    TypeDecorator,
     UniqueConstraint,
+    text,
 )
+from sqlalchemy import Text as AnyText
 
 # Migrations need constraint names that stay.
 metadata = MetaData(
@@ -31,47 +37,111 @@ metadata = MetaData(
     }
 )
 
+# Text is ordered and compared by its code points, whatever the server's locale.
+Text = AnyText().with_variant(AnyText(collation="C"), "postgresql")
+Count = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class _JsonText(TypeDecorator[Any]):
+    """JSON as Python reads and writes it, NaN included, which PostgreSQL's own type refuses."""
+
+    impl = AnyText
+    cache_ok = True
+
+    def process_bind_param(self, value: Any | None, dialect: Dialect) -> str:  # noqa: ANN401
+        return json.dumps(value)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> Any:  # noqa: ANN401
+        return None if value is None else json.loads(value)
+
+
+Json = JSON().with_variant(_JsonText(), "postgresql")
+
 adapter_table = Table(
     "adapters",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
     Column("created_at", Text, nullable=False, index=True),
-    Column("source", Text, nullable=False),
+    Column("source", Text, nullable=False, index=True),
     Column("folder", Text, nullable=False, index=True),
     Column("repo_id", Text),
     Column("revision", Text),
     Column("requested_revision", Text),
     Column("endpoint", Text),
-    Column("method", Text),
+    Column("method", Text, index=True),
     Column("base_model", Text),
+    Column("base", Text, nullable=False, server_default=text("''")),
+    Column("base_confidence", Text, nullable=False, server_default=text("''")),
+    Column("base_reason", Text, nullable=False, server_default=text("''")),
     Column("rank_min", Integer, nullable=False),
     Column("rank_max", Integer, nullable=False, index=True),
-    Column("targets", JSON, nullable=False),
-    Column("dtype", Text, nullable=False),
-    Column("parameters", Integer, nullable=False),
+    Column("alpha_min", Double, nullable=False, server_default=text("0")),
+    Column("alpha_max", Double, nullable=False, server_default=text("0")),
+    Column("targets", Json, nullable=False),
+    Column("dtype", Text, nullable=False, index=True),
+    Column("parameters", Count, nullable=False),
     Column("module_count", Integer, nullable=False),
-    Column("weights_bytes", Integer, nullable=False, index=True),
-    Column("license", Text),
+    Column("weights_bytes", Count, nullable=False, index=True),
+    Column("license", Text, index=True),
     Column("content_hash", Text, nullable=False, index=True),
-    Column("refusals", JSON, nullable=False),
+    Column("refusals", Json, nullable=False),
     Column("format", Text, nullable=False),
     Column("peft_type", Text),
-    Column("task_type", Text),
+    Column("task_type", Text, index=True),
     Column("weights_file", Text, nullable=False),
     Column("weights_sha256", Text, nullable=False),
     Column("config_sha256", Text, nullable=False),
-    Column("warnings", JSON, nullable=False),
-    Column("tags", JSON, nullable=False),
-    Column("config", JSON, nullable=False),
-    Column("card", Text, nullable=False),
+    Column("warnings", Json, nullable=False),
+    Column("tags", Json, nullable=False),
     Index(None, "repo_id", "revision"),
-    Index(None, "base_model", "name"),
+    Index(None, "base", "name"),
 )
 """One adapter at one revision; summary columns spare the listing its modules.
 
-The long texts come last, for SQLite reads a row up to the last column it is asked for.
+``base`` is the canonical base model, empty where nobody knows it.
 """
+
+text_table = Table(
+    "adapter_texts",
+    metadata,
+    Column("adapter_id", ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True),
+    Column("config", Json, nullable=False),
+    Column("card", Text, nullable=False),
+)
+"""The long texts of an adapter, apart from what listings read."""
+
+label_table = Table(
+    "labels",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("value", Text, primary_key=True),
+    Column(
+        "adapter_id", ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True, index=True
+    ),
+    sqlite_with_rowid=False,
+)
+"""What an adapter has several of, to filter by and to count: kind ``target`` or ``tag``."""
+
+word_table = Table(
+    "words",
+    metadata,
+    Column("length", Integer, primary_key=True, autoincrement=False),
+    Column("word", Text, primary_key=True),
+    sqlite_with_rowid=False,
+)
+"""Every word that was ever indexed for the search, for those that are mistyped."""
+
+alias_table = Table(
+    "aliases",
+    metadata,
+    Column("folded", Text, primary_key=True),
+    Column("alias", Text, nullable=False),
+    Column("base", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""A name of a base model, by its folded form, and the base that the user says it means."""
 
 module_table = Table(
     "modules",

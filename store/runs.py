@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 
 from sqlalchemy import func, insert, select, update
 
@@ -13,8 +13,21 @@ from lorahub.adapter import Adapter
 from lorahub.record import Parent
 from store.adapters import insert_rows, remove_row
 from store.database import Database, now
+from store.lineage import lineage_row
 from store.models import adapter_table, lineage_table, run_table
 from store.values import ParentLink, Run, RunDraft
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """A run without an end: its id, the folder it writes, and whether it may still be at it.
+
+    Of other hosts, nobody here can tell: their runs count as alive.
+    """
+
+    id: int
+    target: str
+    alive: bool
 
 
 class Runs(Database):
@@ -59,18 +72,8 @@ class Runs(Database):
                 remove_row(connection, replaces)
             added = insert_rows(connection, adapter)
             for position, (parent, parent_id) in enumerate(parents):
-                connection.execute(
-                    insert(lineage_table).values(
-                        adapter_id=added.id,
-                        position=position,
-                        parent_id=parent_id,
-                        reference=parent.reference,
-                        content_hash=parent.content_hash,
-                        weight=parent.weight,
-                        repo_id=parent.repo_id,
-                        revision=parent.revision,
-                    )
-                )
+                row = lineage_row(added.id, position, parent)
+                connection.execute(insert(lineage_table).values(**row, parent_id=parent_id))
             connection.execute(
                 update(run_table)
                 .where(run_table.c.id == run_id)
@@ -87,16 +90,20 @@ class Runs(Database):
                 .values(state=state, ended_at=now(), error=error)
             )
 
+    def open_runs(self) -> list[OpenRun]:
+        """Runs that did not end yet, or whose process ended without a word, oldest first."""
+        here = socket.gethostname()
+        columns = (run_table.c[name] for name in ("id", "target", "host", "pid"))
+        query = select(*columns).where(run_table.c.state == "running").order_by(run_table.c.id)
+        with self._read() as connection:
+            rows = connection.execute(query).all()
+        return [OpenRun(r.id, r.target, r.host != here or _alive(r.pid)) for r in rows]
+
     def sweep_dead_runs(self) -> int:
         """Mark running runs of this host whose process is gone as interrupted."""
-        host = socket.gethostname()
-        query = select(run_table.c.id, run_table.c.pid).where(
-            run_table.c.state == "running", run_table.c.host == host
-        )
-        with self._read() as connection:
-            dead = [row.id for row in connection.execute(query) if not _alive(row.pid)]
-        for run_id in dead:
-            self.end_run(run_id, "interrupted", "the process ended without a word")
+        dead = [run for run in self.open_runs() if not run.alive]
+        for run in dead:
+            self.end_run(run.id, "interrupted", "the process ended without a word")
         return len(dead)
 
     def runs(self, *, limit: int = 50, offset: int = 0) -> list[Run]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.postgres import Databases, server
 
 pytest_plugins = ["tests.loopback_hub.fixtures"]
 
@@ -27,6 +29,13 @@ def shared_adapters() -> Path:
     if not (folder / "README.md").is_file():
         pytest.skip(f"the collection of real adapters is not at {folder} (set LORAHUB_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Databases]:
+    """A PostgreSQL server of our own; tests that need it skip where none can be had."""
+    with server() as url:
+        yield Databases(url)
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ def test_what_is_refused_before_anything_starts(workspace: Workspace) -> None:
         workspace.batch([recipe("a", "a")])
     with pytest.raises(InvalidRecipeError, match="has no parameter 'rnk'"):
         workspace.batch(iter([recipe("x"), recipe("y", parameters={"rnk": 2})]))
-    with pytest.raises(UsageError, match="no output"):
+    with pytest.raises(UsageError, match="has no place"):
         workspace.batch([make_recipe({"method": "svd", "sources": [{"adapter": "one"}]})])
     with pytest.raises(UsageError, match="0 jobs"):
         workspace.batch([recipe("a")], jobs=0)

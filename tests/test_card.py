@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorahub import formats
-from lorahub.adapter import AdapterInfo, Module, ModuleKind
-from lorahub.card import common_license, render_card, render_plain_card
+from lorahub.adapter import Adapter, AdapterInfo, Module, ModuleKind, Origin, Source
+from lorahub.card import common_license, render_card, render_extraction, render_plain_card
+from lorahub.extraction import ExtractedModule, Extraction, ModelSource
 from lorahub.loading import VLLM_RANKS, loading
+from lorahub.publishing import prepared
 from lorahub.record import Parent, Record, Verification
 
 from .conftest import EXAMPLES, write_adapter
@@ -226,14 +228,25 @@ def test_the_page_names_the_repository_and_a_rank_that_vllm_takes() -> None:
     assert "vllm serve" not in text
 
 
-def test_llama_cpp_is_named_only_where_it_scales_right() -> None:
+def test_programs_that_know_no_patterns_get_equal_ranks() -> None:
     even = loading(info("a", "b"), base="org/base", repo="me/skills", name="skills")
     converted = code("\n" + even, "llama.cpp").splitlines()
     assert converted[0] == "hf download me/skills --local-dir skills"
     assert "--base-model-id org/base --outfile skills.gguf" in converted[1]
-    uneven = loading(info("a", ranks=(4, 16)), base="org/base", repo="me/skills", name="skills")
-    assert "convert_lora_to_gguf" not in uneven
-    assert "from 4 to 16" in uneven
+    export = "lorahub export me/skills skills --format equal-ranks"
+    uneven = info("a", ranks=(4, 16))  # scaling 1 throughout, as merges are written
+    text = "\n" + loading(uneven, base="org/base", repo="me/skills", name="skills")
+    assert code(text, "llama.cpp").splitlines()[1] == export
+    assert "export" not in code(text, "vLLM")
+    one, other = info("a", "b").modules
+    patterns = replace(info(), modules=(one, replace(other, alpha=32, scaling=2.0)))
+    text = "\n" + loading(patterns, base="org/base", repo="me/skills", name="skills")
+    assert export in code(text, "llama.cpp")
+    assert code(text, "vLLM").split()[-1] == "skills=./skills"
+    rslora = replace(info(), modules=(replace(one, scaling=4.0),))
+    text = "\n" + loading(rslora, base="org/base", repo="me/skills", name="skills")
+    assert export in code(text, "llama.cpp")
+    assert "export" not in code(text, "vLLM")
 
 
 @pytest.mark.parametrize(
@@ -313,3 +326,44 @@ def test_a_plain_card_says_what_the_files_say(tmp_path: Path) -> None:
     assert "license" not in data
     assert "2 modules (q\\_proj, up\\_proj) at rank 4 to 6" in text
     assert json.loads((folder / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
+
+
+def test_an_extraction_is_published_with_its_repository_in_its_card(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a", {"model.layers.0.q_proj": (8, 8, 4)}, base="org/base")
+    info = formats.inspect(folder)
+    sources = (
+        ModelSource("org/base", {"model.safetensors": "a" * 64}, "org/base", "b" * 40, "mit"),
+        ModelSource("tuned", {"model.safetensors": "c" * 64}, license="mit"),
+    )
+    module = ExtractedModule("model.layers.0.q_proj", 8, 8, 4, 0.1, 0.2, 1.0)
+    made = Extraction(
+        digest="d" * 64,
+        lorahub="0.1.0",
+        base=sources[0],
+        finetuned=sources[1],
+        base_model="org/base",
+        rank=4,
+        energy=None,
+        dtype="F32",
+        error=0.2,
+        modules=(module,),
+        unchanged=(),
+        left_out=(),
+        weights_sha256=info.weights_sha256,
+    )
+    (folder / "extracted.json").write_text(made.to_json())
+    card = folder / "README.md"
+    card.write_text(render_extraction(made, info, name="tuned"))
+    adapter = Adapter("tuned", Origin(Source.MERGE, folder), info)
+
+    def pushed() -> str:
+        with prepared(adapter, "me/tuned", {}) as files:
+            assert {f.name for f in files} == {p.name for p in folder.iterdir()}
+            return next(f for f in files if f.name == "README.md").read_text()
+
+    assert "vllm serve org/base" in pushed()
+    assert "tuned=me/tuned" in pushed()
+    card.write_text("# Mine\n")
+    assert pushed() == "# Mine\n"
+    (folder / "extracted.json").write_text("{}")
+    assert pushed() == "# Mine\n"

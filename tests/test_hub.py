@@ -156,6 +156,7 @@ def test_main_that_moves_between_two_files_changes_nothing(hub: LoopbackHub, rem
 def test_fetch_brings_the_adapter_and_all_files_brings_all(hub: LoopbackHub, remote: Hub) -> None:
     side = {"optimizer.pt": b"state", "sub/adapter_config.json": b"{}", "training.log": b"x"}
     known = {"lorahub.json": b"{}", "recipe.yaml": b"a: 1", "LICENSE.txt": b"free"}
+    known |= {"extracted.json": b"{}", "adapter.mos": b"pack"}
     hub.add_repo("ann/x", adapter(1) | known | side)
     assert pull(remote) == adapter(1) | known
     assert not [path for path in bodies(hub) if any(name in path for name in side)]
@@ -699,6 +700,27 @@ def test_push_with_a_token_that_may_only_read(
     fails(AuthError, lambda: reader.push(files, "ann/x", create_pr=create_pr), "ann/x")
     assert ("ann/x" in hub.repos) == existing
     assert not existing or hub.files("ann/x") == adapter(1)
+
+
+def test_push_to_a_renamed_repository(hub: LoopbackHub, remote: Hub, files: list[Path]) -> None:
+    hub.add_repo("ann/y", adapter(1))
+    hub.moved["ann/x"] = "ann/y"
+    error = fails(ConflictError, lambda: remote.push(files, "ann/x"), "ann/x is now ann/y")
+    assert "that name" in (error.hint or "")
+    assert hub.files("ann/y") == adapter(1)
+    assert writes(hub) == []
+
+
+@pytest.mark.parametrize("token", [None, False])
+def test_no_token_is_sent_where_none_is_meant(
+    hub: LoopbackHub, files: list[Path], monkeypatch: pytest.MonkeyPatch, token: bool | None
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_ann")
+    hub.add_repo("ann/x", adapter(1))
+    assert pull(Hub(hub.endpoint, token)) == adapter(1)
+    assert any(e.had_token for e in hub.log) == (token is None)
+    if token is False:
+        fails(AuthError, lambda: Hub(hub.endpoint, token).push(files, "ann/x"))
 
 
 def test_push_with_a_wrong_token(hub: LoopbackHub, files: list[Path]) -> None:

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lorahub.kernels import lowrank
+from lorahub.kernels.krylov import orthonormal
 from lorahub.kernels.stack import Factors, Stack
 from lorahub.methods.registry import Method, merged_rank, methods
 
@@ -233,3 +235,63 @@ def test_near_equal_adapters_take_the_exact_path() -> None:
     wanted = dense(pairs, [1.0, -1.0])
     assert float((found - wanted).norm()) <= 1e-6 * size_of(pairs, [1.0, 1.0])
     assert float((found - wanted).norm()) <= 1e-3 * float(wanted.norm())
+
+
+def many_pairs(kind: str, count: int, rank: int, d_out: int, d_in: int) -> list[Pair]:
+    """Adapters with decaying spectra; in a ``family`` all are near one of them."""
+    pairs = make_pairs(11, d_out, d_in, [rank] * count)
+    decay = 1 / torch.arange(1, rank + 1)
+    pairs = [(B * decay, A, 2.0) for B, A, _ in pairs]
+    if kind == "plain":
+        return pairs
+    (B, A, s), share = pairs[0], {"family": 0.05, "copies": 0.0}[kind]
+    return [(B + share * E, A + share * F, s) for E, F, _ in pairs]
+
+
+@pytest.mark.parametrize("kind", ["plain", "family", "copies", "cancelling", "silent"])
+def test_a_few_ranks_of_many_adapters_are_those_of_a_dense_svd(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From some sum of ranks on, without a core: only where that is as exact."""
+    k, taken = 4, []
+    of_few = lowrank._leading_of_sum
+    monkeypatch.setattr(
+        lowrank, "_leading_of_sum", lambda *given: taken.append(of_few(*given)) or taken[-1]
+    )
+    pairs = many_pairs("plain" if kind in ("cancelling", "silent") else kind, 40, 8, 200, 150)
+    weights = [1.0] * len(pairs)
+    if kind == "cancelling":
+        E = pairs[1][0]
+        pairs = [(B + 1e-3 * (t % 2) * E, A, s) for t, (B, A, s) in enumerate(pairs[:1] * 40)]
+        weights = [(-1.0) ** t for t in range(40)]
+    if kind == "silent":
+        weights = [0.0] * len(pairs)
+    wanted = dense(pairs, weights)
+    stack, svd = make_stack(pairs, weights), methods()["svd"]
+    mix = svd.rule(stack, **svd.parameters({"rank": k}))
+    factors = mix.apply(stack)
+    U, sigma, Vh = torch.linalg.svd(wanted)
+    best = U[:, :k] * sigma[:k] @ Vh[:k]
+    found = factors.B[0].double() @ factors.A[0].double()
+    term = size_of(pairs, [1.0] * len(pairs)) / len(pairs)
+    assert float((found - best).norm()) <= 2e-6 * (float(wanted.norm()) + term)
+    assert mix.sigma is not None
+    assert torch.allclose(mix.sigma[0, :k], sigma[:k], rtol=1e-5, atol=1e-5)
+    assert len(taken) == 1
+    assert (taken[0] is None) == (kind in ("cancelling", "silent"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, width=st.integers(1, 30), rows=st.integers(1, 12), known=st.integers(0, 8))
+def test_orthonormal_rows_span_what_is_new(seed: int, width: int, rows: int, known: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(width, known, generator=generator).double()).Q.mT
+    X = torch.randn(rows, width, generator=generator).double()
+    X[rows // 2 :] = X[: rows - rows // 2] + 1e-4 * X[rows // 2 :]
+    X[-1] = basis.sum(0)  # nothing new, or zero
+    found = orthonormal(X, basis)
+    both = torch.cat([basis, found])
+    assert torch.allclose(both @ both.mT, torch.eye(len(both)).double(), atol=1e-10)
+    rest = X - (X @ both.mT) @ both
+    assert float(rest.norm()) <= 1e-6 * float(X.norm())
+    assert len(both) == torch.linalg.matrix_rank(torch.cat([basis, X]), rtol=1e-9)

@@ -7,13 +7,15 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
 
-from lorahub.adapter import Adapter, AdapterInfo, Module, ModuleKind, Origin, Refusal, Source
+from lorahub.adapter import (
+    Adapter,
+    AdapterInfo,
+    BaseIdentity,
+    Confidence,
+    Module,
+    ModuleKind,
+    Origin,
+    Refusal,
+    Source,
+)
 from lorahub.errors import CatalogError, ConflictError, LorahubError, StorageError, UsageError
 from lorahub.record import Parent
 from store import AdapterFilter, AdapterSummary, Catalog, RunDraft, migrate
 from store.models import metadata
 from store.session import open_engine
 from tests.conftest import ROOT
+from tests.postgres import Databases
 
-BASES = ("meta/Llama-3-8B", "Qwen/Qwen2.5_7B", "mistral%7b", None)
+BASES = ("meta-llama/Llama-3-8B", "unsloth/llama-3-8b", "Qwen/Qwen2.5_7B", "mistral%7b", None)
 DRAFT = RunDraft("d" * 64, "recipe: text", "svd", "target")
 
 
@@ -57,8 +70,23 @@ def adapter(name: str, **changes: Any) -> Adapter:
     return Adapter(name, replace(origin, **of_origin), replace(info, **changes), **own)
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """Where a new catalog can be opened, in each kind of database."""
+    if request.param == "sqlite":
+        return tmp_path / "catalog.db"
+    databases: Databases = request.getfixturevalue("postgres")
+    return databases.new()
+
+
 @pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[Catalog]:
+def catalog(where: Path | str) -> Iterator[Catalog]:
+    with Catalog.open(where) as opened:
+        yield opened
+
+
+@pytest.fixture
+def on_sqlite(tmp_path: Path) -> Iterator[Catalog]:
     with Catalog.open(tmp_path / "catalog.db") as opened:
         yield opened
 
@@ -95,19 +123,19 @@ def full() -> Adapter:
     )
 
 
-def test_everything_of_an_adapter_comes_back(tmp_path: Path) -> None:
-    path = tmp_path / "catalog.db"
+def test_everything_of_an_adapter_comes_back(where: Path | str) -> None:
     given = full()
-    with Catalog.open(path) as catalog:
+    with Catalog.open(where) as catalog:
         added = catalog.add(given)
         assert added.id > 0
         assert added.created_at.endswith("+00:00")
-        assert added == replace(given, id=added.id, created_at=added.created_at)
+        base = BaseIdentity("owner/base", Confidence.CERTAIN, "it is named so")
+        assert added == replace(given, id=added.id, created_at=added.created_at, base=base)
         (summary,) = catalog.adapters()
     assert (summary.rank_min, summary.rank_max, summary.modules) == (4, 16, 3)
     assert (summary.targets, summary.dtype) == (given.info.targets, "mixed")
     assert (summary.parameters, summary.mergeable) == (given.info.parameters, False)
-    with Catalog.open(path) as catalog:
+    with Catalog.open(where) as catalog:
         found = catalog.by_name(given.name)
         assert found == added
         assert found is not None
@@ -210,37 +238,83 @@ def test_names_like(catalog: Catalog) -> None:
 # --- listing, against plain Python ---
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Catalog, list[Adapter]]]:
+class Many:
+    """A catalog and what was added to it; a class, for its repr is short."""
+
+    def __init__(self, catalog: Catalog, added: list[Adapter]) -> None:
+        self.catalog, self.added = catalog, added
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def many(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Many]:
     rng = random.Random(0)
-    path = tmp_path_factory.mktemp("many") / "catalog.db"
-    with Catalog.open(path) as catalog:
+    where: Path | str = tmp_path_factory.mktemp("many") / "catalog.db"
+    if request.param == "postgresql":
+        where = request.getfixturevalue("postgres").new()
+    with Catalog.open(where) as catalog:
         added = []
         for i in range(300):
             ranks = rng.sample((2, 4, 8, 16, 64), rng.randint(0, 3))
+            targets = rng.sample(("q_proj", "k_proj", "Q_proj", "up"), len(ranks))
+            alpha = rng.choice((1.0, 16.0, 16.5, 32.0))
+            dtype = rng.choice(("F32", "BF16"))
             made = adapter(
                 f"{rng.choice('abAZü')}{rng.randint(0, 99)}-{i}",
-                modules=tuple(module(f"m.{n}", r) for n, r in enumerate(ranks)),
+                modules=tuple(
+                    replace(module(f"m.{t}", r), alpha=alpha + n, dtype_a=dtype)
+                    for n, (t, r) in enumerate(zip(targets, ranks))
+                ),
                 base_model=rng.choice(BASES),
                 weights_bytes=rng.randint(1, 50),
                 source=rng.choice(list(Source)),
                 method=rng.choice((None, "svd", "ties")),
+                license=rng.choice((None, "mit", "apache-2.0")),
+                task_type=rng.choice((None, "CAUSAL_LM", "FEATURE_EXTRACTION")),
+                tags=tuple(rng.sample(("peft", "täg", "a b", "%"), rng.randint(0, 2))),
                 refusals=(Refusal("dora", "x"),) if rng.random() < 0.2 else (),
             )
             added.append(catalog.add(made))
-        yield catalog, added
+        parents = [(Parent(a.name, a.info.content_hash, 1.0), a.id) for a in added[:7]]
+        run = catalog.begin_run(DRAFT)
+        added.append(catalog.finish_run(run, adapter("child", license="mit"), parents, ""))
+        yield Many(catalog, added)
+
+
+SAME_BASE = {
+    "meta-llama/meta-llama-3-8b": "meta-llama/Meta-Llama-3-8B",
+    "unsloth/llama-3-8b-bnb-4bit": "meta-llama/Meta-Llama-3-8B",
+    "Qwen/Qwen2.5_7B": "Qwen/Qwen2.5_7B",
+}
+
+
+def meets(span: tuple[float | None, float | None] | None, least: float, most: float) -> bool:
+    low, high = span or (None, None)
+    return (low is None or most >= low) and (high is None or least <= high)
 
 
 def matches(a: Adapter, where: AdapterFilter) -> bool:
-    low, high = where.rank or (None, None)
-    base = a.info.base_model
-    ranks = a.info.ranks or (0,)
+    info = a.info
+    ranks, alphas = info.ranks or (0,), [m.alpha for m in info.modules] or [0]
+    base = SAME_BASE.get(where.base or "")
+    names = f"{info.base_model or ''}\n{(a.base and a.base.name) or ''}".lower()
     return (
-        (where.base is None or (base is not None and where.base.lower() in base.lower()))
+        (where.base is None or base is not None or where.base.lower() in names)
+        and (base is None or (a.base is not None and a.base.name == base))
         and (where.method is None or a.method == where.method)
         and (where.source is None or a.origin.source == where.source)
-        and (low is None or ranks[-1] >= low)
-        and (high is None or ranks[0] <= high)
+        and (where.license is None or info.license == where.license)
+        and (where.task is None or info.task_type == where.task.upper())
+        and (where.dtype is None or info.dtype in {where.dtype, where.dtype.upper()})
+        and (where.since is None or a.created_at >= where.since)
+        and (where.until is None or a.created_at[: len(where.until)] <= where.until)
+        and (where.used_in is None or (where.used_in == "child" and a.id <= 7))
+        and set(where.targets) <= set(info.targets)
+        and set(where.tags) <= set(info.tags)
+        and meets(where.rank, ranks[0], ranks[-1])
+        and meets(where.alpha, min(alphas), max(alphas))
+        and meets(where.size, info.weights_bytes, info.weights_bytes)
     )
 
 
@@ -249,14 +323,45 @@ KEYS: dict[str, Callable[[Adapter], Any]] = {
     "created": lambda a: a.created_at,
     "rank": lambda a: max(a.info.ranks, default=0),
     "size": lambda a: a.info.weights_bytes,
-    "base": lambda a: (a.info.base_model is not None, a.info.base_model or "", a.name),
+    "base": lambda a: ((a.base and a.base.name) or "", a.name),
 }
+
+
+def spans(*values: float) -> st.SearchStrategy[Any]:
+    end = st.none() | st.sampled_from(values)
+    return st.none() | st.tuples(end, end)
+
+
+def maybe(*values: str) -> st.SearchStrategy[Any]:
+    return st.none() | st.sampled_from(values)
+
+
+def some(*values: str) -> st.SearchStrategy[Any]:
+    return st.just(()) | st.lists(st.sampled_from(values), max_size=2).map(tuple)
+
+
+# Mostly of a few conditions, so that something matches.
 FILTERS = st.builds(
-    AdapterFilter,
-    base=st.sampled_from((None, "llama", "QWEN", "%", "_", "7b", "\\", "", "none")),
-    rank=st.none() | st.tuples(*[st.none() | st.sampled_from((0, 1, 2, 4, 5, 8, 16, 64, 65))] * 2),
-    method=st.sampled_from((None, "svd", "ties", "nothing")),
-    source=st.sampled_from((None, "hub", "folder", "merge")),
+    lambda chosen, keys: AdapterFilter(**{k: v for k, v in chosen.items() if k in keys}),
+    st.fixed_dictionaries(
+        {
+            "base": maybe("llama", "QWEN", "%", "_", "7b", "\\", "", "none", *SAME_BASE),
+            "rank": spans(0, 1, 2, 4, 5, 8, 16, 64, 65),
+            "alpha": spans(0, 1, 16, 16.2, 16.5, 18, 40),
+            "size": spans(0, 1, 20, 21, 60),
+            "targets": some("q_proj", "k_proj", "up", "none"),
+            "tags": some("peft", "täg", "a b", "%", "none"),
+            "dtype": maybe("F32", "f32", "mixed", "BF16", "-", "none"),
+            "license": maybe("mit", "apache-2.0", "none"),
+            "task": maybe("CAUSAL_LM", "feature_extraction", "none"),
+            "method": maybe("svd", "ties", "none"),
+            "source": maybe("hub", "folder", "merge"),
+            "since": maybe("2020-01-01", "2999"),
+            "until": maybe("2020-01-01", "2999-12"),
+            "used_in": maybe("child", "none"),
+        }
+    ),
+    st.sets(st.sampled_from([f.name for f in fields(AdapterFilter)]), min_size=0, max_size=3),
 )
 
 
@@ -265,14 +370,14 @@ FILTERS = st.builds(
     FILTERS, st.sampled_from(sorted(KEYS)), st.booleans(), st.integers(0, 80), st.integers(0, 320)
 )
 def test_listing_is_what_plain_python_says(
-    many: tuple[Catalog, list[Adapter]],
+    many: Many,
     where: AdapterFilter,
     sort: str,
     descending: bool,
     limit: int,
     offset: int,
 ) -> None:
-    catalog, added = many
+    catalog, added = many.catalog, many.added
     expected = sorted((a for a in added if matches(a, where)), key=KEYS[sort])  # ties by id
     if descending:
         expected.reverse()
@@ -285,6 +390,30 @@ def test_listing_is_what_plain_python_says(
         assert (s.name, s.base_model, s.method) == (a.name, a.info.base_model, a.method)
         assert (s.modules, s.mergeable) == (len(a.info.modules), not a.info.refusals)
         assert (s.content_hash, s.created_at) == (a.info.content_hash, a.created_at)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(FILTERS)
+def test_facets_count_what_matches(many: Many, where: AdapterFilter) -> None:
+    catalog, added = many.catalog, many.added
+    found = catalog.facets(where)
+    expected: dict[str, Counter[str]] = {name: Counter() for name in found}
+    for a in (a for a in added if matches(a, where)):
+        for name, value in (
+            ("base", a.base and a.base.name),
+            ("rank", str(max(a.info.ranks, default=0))),
+            ("task", a.info.task_type),
+            ("license", a.info.license),
+            ("source", a.origin.source.value),
+            ("method", a.method),
+            ("dtype", a.info.dtype),
+        ):
+            expected[name][value or ""] += 1
+        expected["target"].update(a.info.targets)
+        expected["tag"].update(a.info.tags)
+    assert found == expected
+    for counts in found.values():
+        assert list(counts.values()) == sorted(counts.values(), reverse=True)
 
 
 def test_rank_between_an_adapters_own_ranks(catalog: Catalog) -> None:
@@ -319,6 +448,46 @@ def test_a_listing_reads_an_index_in_its_order(tmp_path: Path, sort: str, descen
     assert "USING COVERING INDEX" in count[0]
 
 
+# By which index a filter is served; the listing itself may rather read in its own order.
+INDEXES = {
+    "ix_adapters_base_name": AdapterFilter(base="Qwen/Qwen2.5_7B"),
+    "ix_adapters_rank_max": AdapterFilter(rank=(128, None)),
+    "ix_adapters_weights_bytes": AdapterFilter(size=(5, 5)),
+    "ix_adapters_dtype": AdapterFilter(dtype="F32"),
+    "ix_adapters_license": AdapterFilter(license="mit"),
+    "ix_adapters_task_type": AdapterFilter(task="CAUSAL_LM"),
+    "ix_adapters_source": AdapterFilter(source="merge"),
+    "ix_adapters_method": AdapterFilter(method="svd"),
+    "ix_adapters_created_at": AdapterFilter(since="2026"),
+    "ix_lineage_adapter_id": AdapterFilter(used_in="x"),
+    # Looked up for every adapter in the listing's order; a rare label costs a scan.
+    "PRIMARY KEY (kind=? AND value=? AND adapter_id=?)": AdapterFilter(targets=("q_proj",)),
+}
+
+
+@pytest.mark.parametrize("index", INDEXES)
+def test_a_filter_reads_its_index(tmp_path: Path, index: str) -> None:
+    path = tmp_path / "catalog.db"
+    said: list[tuple[str, Any]] = []
+    with Catalog.open(path) as catalog:
+        catalog.add(adapter("one", base_model="Qwen/Qwen2.5_7B"))
+        event.listen(catalog._engine, "before_cursor_execute", lambda *call: said.append(call[2:4]))
+        catalog.count(INDEXES[index])
+        counting = len(said)
+        for sort in KEYS:
+            catalog.adapters(INDEXES[index], sort=sort)
+        catalog.facets(INDEXES[index])
+    with raw(path) as db:
+        plans = [
+            [step[3] for step in db.execute(f"EXPLAIN QUERY PLAN {text}", values)]
+            for text, values in said
+            if text.startswith("SELECT")
+        ]
+    assert any(index in step for plan in plans[:counting] for step in plan), plans[:counting]
+    if not INDEXES[index].targets:
+        assert [step for plan in plans for step in plan if re.match(r"SCAN \w+$", step)] == []
+
+
 def test_an_unknown_sort_key(catalog: Catalog) -> None:
     with pytest.raises(UsageError, match="'colour'"):
         catalog.adapters(sort="colour")
@@ -329,8 +498,8 @@ def test_an_unknown_sort_key(catalog: Catalog) -> None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.text(max_size=40) | st.text(alphabet="\"'*()^:-_+{}NEAR OT AND abü\0", max_size=20))
-def test_no_text_breaks_search(many: tuple[Catalog, list[Adapter]], words: str) -> None:
-    assert len(many[0].search(words)) <= 50
+def test_no_text_breaks_search(many: Many, words: str) -> None:
+    assert len(many.catalog.search(words)) <= 50
 
 
 def test_long_searches(catalog: Catalog) -> None:
@@ -356,7 +525,7 @@ def test_search_takes_the_beginning_of_the_last_word_only(catalog: Catalog) -> N
     assert names(catalog.search("gute gesch")) == ["one"]
     assert names(catalog.search("uberr")) == ["one"]
     assert catalog.search("gesch gute") == []
-    assert catalog.search("schichten") == []
+    assert catalog.search("ichten") == []
 
 
 def test_search_finds_names_with_their_signs(catalog: Catalog) -> None:
@@ -374,6 +543,56 @@ def test_a_name_ranks_above_a_card(catalog: Catalog) -> None:
     assert len(found) == 6
     pages = [names(catalog.search("medicine", limit=2, offset=o)) for o in (0, 2, 4)]
     assert [n for page in pages for n in page] == found
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("limericsk", "limericks"),
+        ("limerick", "limerick"),  # the beginning of a word
+        ("wirtes limmericks", "writes limericks"),
+        ("qewn", "qwen"),
+        ("posgtres writes", "postgres writes"),
+        ("uberaschend", "uberraschend"),
+        ("ab", "ab"),
+        ("zzzzzzzz", "zzzzzzzz"),
+        ("own/rep", "own/rep"),
+    ],
+)
+def test_a_mistyped_word_finds_the_nearest(catalog: Catalog, typed: str, meant: str) -> None:
+    catalog.add(adapter("poet", card="Writes limericks. Überraschend!", base_model="Qwen/Qwen2.5"))
+    catalog.add(adapter("sql", card="Writes for Postgres", repo_id="own/rep"))
+    for i in range(3):
+        catalog.add(adapter(f"a{i}", card="limerickz"))
+    assert catalog.corrected(typed) == meant
+    if typed != meant:
+        assert catalog.search(typed) == catalog.search(meant)
+        assert catalog.search(typed, offset=99) == []
+
+
+def test_the_more_frequent_of_equally_near_words(catalog: Catalog) -> None:
+    for i, word in enumerate(("planet", "planed", "planet", "planes")):
+        catalog.add(adapter(f"a{i}", card=word))
+    assert catalog.corrected("planex") == "planet"
+    for i in (0, 2):
+        found = catalog.by_name(f"a{i}")
+        assert found is not None
+        catalog.remove(found.id)
+    assert catalog.corrected("planex") == "planed"  # nothing has the other any more
+
+
+def test_a_search_whose_words_no_adapter_joins_stays_empty(catalog: Catalog) -> None:
+    catalog.add(adapter("one", card="apples"))
+    catalog.add(adapter("two", card="pears"))
+    assert catalog.search("apples pears") == []
+
+
+def test_long_documents(catalog: Catalog) -> None:
+    card = " ".join(f"w{i}" for i in range(25_000)) + " " + "x" * 200_000
+    catalog.add(adapter("long", card=card, tags=("last",)))
+    assert names(catalog.search("w19000 last")) == ["long"]
+    catalog.add(adapter("same", card="again " * 21_000))
+    assert names(catalog.search("again")) == ["same"]
 
 
 def test_a_removed_adapter_is_gone(catalog: Catalog) -> None:
@@ -477,7 +696,7 @@ def test_lineage_outlives_a_parent(catalog: Catalog) -> None:
     assert catalog.check() == ()
 
 
-def test_exports_and_pushes(catalog: Catalog, tmp_path: Path) -> None:
+def test_exports_and_pushes(catalog: Catalog) -> None:
     one, two = (catalog.add(adapter(n)) for n in ("one", "two"))
     catalog.record_export(one.id, Path("/out"), "diffusers")
     catalog.record_push(one.id, "o/n", None, "c" * 40, "https://hub.example/o/n")
@@ -486,15 +705,10 @@ def test_exports_and_pushes(catalog: Catalog, tmp_path: Path) -> None:
         ("o/n", None, "c" * 40, "https://hub.example/o/n"),
         ("o/m", "http://hub.example", "d" * 40, "url"),
     ]
-    assert catalog.pushes(two.id) == ()
-    with raw(tmp_path / "catalog.db") as db:
-        assert db.execute("SELECT adapter_id, folder, format FROM exports").fetchall() == [
-            (one.id, "/out", "diffusers")
-        ]
+    assert [(e.folder, e.format) for e in catalog.exports(one.id)] == [("/out", "diffusers")]
+    assert catalog.pushes(two.id) == catalog.exports(two.id) == ()
     catalog.remove(one.id)
-    with raw(tmp_path / "catalog.db") as db:
-        for table in ("exports", "pushes"):
-            assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
+    assert catalog.pushes(one.id) == catalog.exports(one.id) == ()
 
 
 # --- health ---
@@ -506,7 +720,8 @@ def raw(path: Path) -> Iterator[sqlite3.Connection]:
         yield db
 
 
-def test_check_finds_what_the_index_lacks(catalog: Catalog, tmp_path: Path) -> None:
+def test_check_finds_what_the_index_lacks(on_sqlite: Catalog, tmp_path: Path) -> None:
+    catalog = on_sqlite
     added = [catalog.add(adapter(f"a{i}")) for i in range(3)]
     assert catalog.check() == ()
     with raw(tmp_path / "catalog.db") as db:
@@ -514,7 +729,8 @@ def test_check_finds_what_the_index_lacks(catalog: Catalog, tmp_path: Path) -> N
     assert catalog.check() == ("1 adapters are missing from the search index",)
 
 
-def test_check_finds_a_missing_parent_row(catalog: Catalog, tmp_path: Path) -> None:
+def test_check_finds_a_missing_parent_row(on_sqlite: Catalog, tmp_path: Path) -> None:
+    catalog = on_sqlite
     catalog.add(adapter("one"))
     with raw(tmp_path / "catalog.db") as db:  # foreign keys are off by default
         db.execute("DELETE FROM adapters")
@@ -584,13 +800,18 @@ def test_making_a_catalog_imports_neither_torch_nor_the_hub(tmp_path: Path) -> N
     assert not loaded & {"torch", "huggingface_hub"}
 
 
-def test_the_schema_is_that_of_the_models(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_the_schema_is_that_of_the_models(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    path = tmp_path / "catalog.db"
-    Catalog.open(path).close()
-    engine = open_engine(path)
+    where: Path | str = tmp_path / "catalog.db"
+    if kind == "postgresql":
+        where = request.getfixturevalue("postgres").new(empty=True)
+    Catalog.open(where).close()
+    engine = open_engine(where)
 
     def ours(_object: object, name: str | None, kind: str, *_: object) -> bool:
         return not (kind == "table" and str(name).startswith("adapters_fts"))
@@ -666,10 +887,11 @@ def test_an_unwritable_folder(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
+NEXT = "9000"
 LATER = """
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision, branch_labels, depends_on = "9999", "{head}", None, None
+revision, down_revision, branch_labels, depends_on = "{this}", "{before}", None, None
 
 def upgrade() -> None:
     op.add_column("adapters", sa.Column("later", sa.Text()))
@@ -679,18 +901,18 @@ def upgrade() -> None:
 
 @pytest.fixture
 def later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Adds a second migration after the real ones, in a copy of them."""
+    """Adds a migration after the real ones, in a copy of them."""
     folder = tmp_path / "migrations"
 
     def add(then: str) -> None:
         shutil.copytree(
             migrate.migrations_folder(), folder, ignore=shutil.ignore_patterns("__pycache__")
         )
-        (folder / "versions" / "9999_later.py").write_text(
-            LATER.format(head=migrate.HEAD, then=then)
+        (folder / "versions" / f"{NEXT}_later.py").write_text(
+            LATER.format(then=then, this=NEXT, before=migrate.HEAD)
         )
         monkeypatch.setattr(migrate, "migrations_folder", lambda: folder)
-        monkeypatch.setattr(migrate, "HEAD", "9999")
+        monkeypatch.setattr(migrate, "HEAD", NEXT)
 
     return add
 
@@ -698,17 +920,18 @@ def later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
 def test_an_older_catalog_is_upgraded_after_a_backup(
     tmp_path: Path, later: Callable[[str], None]
 ) -> None:
-    path, head = tmp_path / "catalog.db", migrate.HEAD
+    path = tmp_path / "catalog.db"
     with Catalog.open(path) as catalog:
         added = catalog.add(full())
+    before = migrate.HEAD
     later("pass")
     with Catalog.open(path) as catalog:
         assert catalog.by_name(added.name) == added
         assert catalog.check() == ()
-    assert revision(path) == "9999"
+    assert revision(path) == NEXT
     (backup,) = backups(tmp_path)
-    assert f"backup-{head}-" in backup.name
-    assert revision(backup) == head
+    assert f"backup-{before}-" in backup.name
+    assert revision(backup) == before
     with raw(backup) as db:
         assert db.execute("SELECT name FROM adapters").fetchall() == [(added.name,)]
     Catalog.open(path).close()
@@ -731,6 +954,94 @@ def test_a_migration_that_fails_changes_nothing(
         assert "later" not in [row[1] for row in db.execute("PRAGMA table_info(adapters)")]
     with Catalog.open(path) as catalog:
         assert catalog.by_name(added.name) == added
+
+
+# --- PostgreSQL ---
+
+
+def test_processes_that_make_one_catalog_on_a_server(postgres: Databases) -> None:
+    url = postgres.new(empty=True)
+    body = "say('ready'); sys.stdin.readline(); say(Catalog.open(sys.argv[2]).count())"
+    both = [
+        start("import alembic.command\n" + body, Path("unused"), url, opened=False)
+        for _ in range(3)
+    ]
+    for process in both:
+        assert line(process) == "ready"
+    for process in both:
+        go(process)
+    assert [finish(process) for process in both] == [["0"]] * 3
+
+
+def test_processes_that_write_to_a_server_at_once(postgres: Databases) -> None:
+    url = postgres.new()
+    opening = "catalog = Catalog.open(sys.argv[4])\n"
+    both = [start(opening + WRITER, Path("unused"), who, 20, url, opened=False) for who in "ab"]
+    for process in both:
+        assert line(process) == "ready"
+    for process in both:
+        go(process)
+    for process in both:
+        assert len(finish(process)) == 20
+    with Catalog.open(url) as catalog:
+        expected = {f"{who}-{i}" for who in "ab" for i in range(20)}
+        assert set(names(catalog.adapters(limit=1000))) == expected
+        assert catalog.check() == ()
+
+
+def test_a_reader_of_a_server_sees_one_moment(postgres: Databases) -> None:
+    url = postgres.new()
+    with Catalog.open(url) as catalog, Catalog.open(url) as other:
+        added = catalog.add(adapter("one"))
+        with catalog._read() as connection:
+            query = "SELECT count(*) FROM adapters"
+            assert connection.exec_driver_sql(query).scalar_one() == 1
+            other.remove(added.id)
+            assert connection.exec_driver_sql(query).scalar_one() == 1
+        assert catalog.count() == 0
+
+
+def test_a_lock_on_a_server_is_not_waited_for_for_ever(
+    postgres: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.new()
+    monkeypatch.setattr("store.session.BUSY_SECONDS", 1)
+    with Catalog.open(url) as catalog, Catalog.open(url) as other:
+        catalog.add(adapter("one"))
+        with catalog._write() as connection:
+            connection.exec_driver_sql("LOCK TABLE adapters")
+            with pytest.raises(CatalogError, match="locked by another process"):
+                other.add(adapter("two"))
+        other.add(adapter("two"))
+        assert other.count() == 2
+
+
+def test_servers_that_cannot_be_had(
+    postgres: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = f"postgresql://me:secret@/catalog?host={tmp_path}"
+    with pytest.raises(CatalogError, match="catalog") as caught:
+        Catalog.open(nowhere)
+    assert "secret" not in caught.value.message
+    assert "LORAHUB_DATABASE_URL" in str(caught.value.hint)
+    with pytest.raises(CatalogError, match="does not exist"):
+        Catalog.open(postgres.new().replace("/catalog_", "/none_"))
+    with pytest.raises(CatalogError, match="mysql"):
+        Catalog.open("mysql://me@host/catalog")
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(CatalogError, match="driver") as caught:
+        Catalog.open("postgres://me@host/catalog")
+    assert "lorahub-kit[postgres]" in str(caught.value.hint)
+
+
+def test_a_database_of_others_on_a_server_is_refused(postgres: Databases) -> None:
+    url = postgres.new(empty=True)
+    engine = open_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE songs (id integer)")
+    engine.dispose()
+    with pytest.raises(CatalogError, match="songs"):
+        Catalog.open(url)
 
 
 # --- several processes ---

@@ -82,11 +82,11 @@ def test_unlike_adapters(tmp_path: Path) -> None:
 
 
 def test_the_order_of_adapters_changes_nothing(tmp_path: Path) -> None:
-    three = [*unlike(tmp_path, 2), like(tmp_path / "u0", tmp_path / "again", 0.5)]
+    three = [*unlike(tmp_path, 2), like(tmp_path / "u0", tmp_path / "again", 0.8)]
     first = dict(zip((a.name for a in three), suggest(three, rank=6).weights))
     for order in permutations(three):
         found = suggest(order, rank=6)
-        assert brief(found)[:2] == ("tsv", {"rank": 6})
+        assert brief(found)[:2] == ("flat", {"rank": 6})
         assert dict(zip((a.name for a in order), found.weights)) == first
 
 
@@ -106,14 +106,14 @@ def test_adapters_of_one_kind_are_averaged_where_that_keeps_nearly_everything(
 
 def test_every_kind_counts_once(tmp_path: Path) -> None:
     one, other = unlike(tmp_path, 2)
-    again = like(tmp_path / "u0", tmp_path / "again", 0.3)
+    again = like(tmp_path / "u0", tmp_path / "again", 0.8)
     found = suggest([one, other, again])
-    assert brief(found) == ("tsv", {}, (0.5, 1, 0.5))
-    assert found.choice.scale == get("tsv").default_scale(2)
+    assert brief(found) == ("iso_c", {}, (0.5, 1, 0.5))
+    assert found.choice.scale == get("iso_c").default_scale(2)
     assert "'u0' and 'again' are alike" in found.findings[0]
 
 
-@pytest.mark.parametrize(("share", "alike"), [(0.04, False), (0.12, True)])
+@pytest.mark.parametrize(("share", "alike"), [(0.44, False), (0.56, True)])
 def test_where_likeness_begins(tmp_path: Path, share: float, alike: bool) -> None:
     (one,) = unlike(tmp_path, 1)
     other = like(tmp_path / "u0", tmp_path / "again", share)
@@ -206,13 +206,13 @@ def test_auto_is_the_merge_that_was_suggested(home: Path) -> None:
 
 def test_what_a_recipe_says_itself_stands(tmp_path: Path, home: Path) -> None:
     folders = [write_adapter(tmp_path / f"u{i}", MODULES, seed=i) for i in range(2)]
-    again = like(folders[0], tmp_path / "again", 0.6).origin.folder
+    again = like(folders[0], tmp_path / "again", 0.8).origin.folder
     sources = [{"adapter": str(f), "weight": w} for f, w in zip((*folders, again), (0.4, 1, 0.2))]
     sources[0]["weights"] = {"up": 3}
     body = {"sources": sources, "weights": {r"layers\.0": 2}, "scale": 0.9, "normalize": True}
     with Workspace.open() as workspace:
         plan = workspace.plan(recipe("x", **body))
-    assert plan.method.name == "tsv"
+    assert plan.method.name == "iso_c"
     assert plan.weights == (0.2, 1, 0.1)
     assert (plan.scale, plan.normalize) == (0.9, True)
     assert {m.name.removeprefix("model.layers."): m.weights for m in plan.modules} == {

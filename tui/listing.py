@@ -17,11 +17,21 @@ COLUMNS = (
     Column("name", 0),
     Column("base", 20, importance=4),
     Column("r", 6, importance=8, right=True),
+    Column("a", 6, importance=5, right=True),
     Column("targets", 16, importance=1),
     Column("size", 8, importance=6, right=True),
     Column("licence", 10, importance=2),
     Column("from", 8, importance=3),
 )
+
+EMPTY = (
+    "The catalog is empty.\n"
+    "L pulls a repository or a folder by its name; 6 finds adapters on the Hub.\n"
+    "In a shell: lorahub pull owner/name"
+)
+NONE_MATCH = "No adapter matches the filter. escape clears it."
+MOST_HITS = 1000
+"""Of what a search finds, the best so many are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +47,15 @@ def first_page(
 ) -> tuple[int, list[Entry]]:
     """How many adapters there are, and the first of them."""
     rows = page(catalog, query, sort, 0, descending=descending)
-    if query.words:
+    if query.words or len(rows) < PAGE:
         return len(rows), rows
-    return (catalog.count(query.where) if len(rows) == PAGE else len(rows)), rows
+    return catalog.count(query.where), rows
 
 
 def page(catalog: Catalog, query: Query, sort: str, first: int, *, descending: bool) -> list[Entry]:
-    """One page, from that row on."""
+    """One page, from that row on; of a search, all its hits at once."""
     if query.words:
-        found = catalog.search(query.words, limit=PAGE, offset=first)
+        found = catalog.search(query.words, limit=MOST_HITS, where=query.where)
     else:
         found = catalog.adapters(
             query.where, sort=sort, descending=descending, limit=PAGE, offset=first
@@ -65,8 +75,9 @@ def row(entry: Entry, basket: Sequence[Adapter], *, picked: bool) -> Row:
 def _cells(summary: AdapterSummary, name: str) -> tuple[str, ...]:
     return (
         name,
-        (summary.base_model or "-").rsplit("/", 1)[-1],
+        (summary.base or summary.base_model or "-").rsplit("/", 1)[-1],
         text.ranks(summary.rank_min, summary.rank_max),
+        text.ranks(summary.alpha_min, summary.alpha_max),
         ",".join(summary.targets),
         text.size(summary.weights_bytes),
         summary.license or "-",

@@ -1,15 +1,13 @@
-"""Verbs on the catalog: ls, search, show, rm."""
+"""Verbs on the catalog: ls, search, show."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lorahub.cli import sink
-from lorahub.errors import UsageError
 
 if TYPE_CHECKING:
     from lorahub.workspace import Workspace
@@ -20,28 +18,75 @@ Refs = Annotated[list[str], typer.Argument(metavar="REF...", help="One or more a
 
 
 def ls(
-    base: Annotated[str | None, typer.Option("--base", help="Part of the base model.")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Base model by any of its names, or a part of one.")
+    ] = None,
     rank: Annotated[
         str | None, typer.Option("--rank", help="Rank or range: 8, 8..16, ..16, 8..")
     ] = None,
+    alpha: Annotated[str | None, typer.Option("--alpha", help="Alpha or range.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option("--target", help="Has this module type (repeatable).")
+    ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", help="Has this tag (repeatable).")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="F32, F16, BF16 or mixed.")] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", help="Size range: 10MB..50MB, ..1GB, 512KiB..")
+    ] = None,
+    license: Annotated[  # noqa: A002 - the name of the option
+        str | None, typer.Option("--license", help="Licence its card states.")
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", help="PEFT task type.")] = None,
     method: Annotated[str | None, typer.Option("--method", help="Merged by this method.")] = None,
-    source: Annotated[str | None, typer.Option("--source", help="hub, folder or merge.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", help="hub, folder, merge or extract.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="Catalogued then or later: 2026-01-31 (UTC).")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", help="Catalogued then or before, that day included.")
+    ] = None,
+    used_in: Annotated[
+        str | None, typer.Option("--used-in", metavar="REF", help="Parents of this merged adapter.")
+    ] = None,
     sort: Annotated[str, typer.Option("--sort", help="name, created, rank, size, base.")] = "name",
     reverse: Annotated[bool, typer.Option("--reverse", help="Descending order.")] = False,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Rows to show.")] = 50,
     offset: Annotated[int, typer.Option("--offset", min=0, help="Rows to skip.")] = 0,
+    facets: Annotated[
+        bool, typer.Option("--facets", help="Count the values there are to filter by, instead.")
+    ] = False,
     as_json: sink.Json = False,
 ) -> None:
     """List the catalog."""
+    from lorahub.filters import parse_filter
     from lorahub.workspace import Workspace
-    from store import AdapterFilter
 
     with sink.errors("ls", as_json=as_json), Workspace.open() as workspace:
-        if source not in {None, "hub", "folder", "merge"}:
-            raise UsageError(f"--source '{source}' is not hub, folder or merge")
-        where = AdapterFilter(base=base, rank=parse_range(rank), method=method, source=source)
+        where = parse_filter(
+            base=base,
+            rank=rank,
+            alpha=alpha,
+            targets=target or (),
+            tags=tag or (),
+            dtype=dtype,
+            size=size,
+            license=license,
+            task=task,
+            source=source,
+            method=method,
+            since=since,
+            until=until,
+            used_in=workspace.get(used_in).name if used_in else None,
+        )
+        if facets:
+            _print_facets(workspace.facets(where), as_json=as_json)
+            return
         rows = workspace.adapters(where, sort=sort, descending=reverse, limit=limit, offset=offset)
-        total = workspace.catalog.count(where)
+        total = workspace.count(where)
         _print_rows(rows, workspace, as_json=as_json)
         if total > offset + len(rows):
             sink.note(f"{len(rows)} of {total}; more with --offset {offset + len(rows)}")
@@ -49,20 +94,14 @@ def ls(
             sink.note("nothing here: `lorahub pull REF` brings adapters in")
 
 
-def parse_range(text: str | None) -> tuple[int | None, int | None] | None:
-    """``8``, ``8..16``, ``..16`` or ``8..`` as bounds.
-
-    Raises:
-        UsageError: Anything else.
-    """
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+)|(\d*)\.\.(\d*)", text)
-    if match is None:
-        raise UsageError(f"--rank '{text}' is no range", hint="write 8, 8..16, ..16 or 8..")
-    if match[1]:
-        return int(match[1]), int(match[1])
-    return int(match[2]) if match[2] else None, int(match[3]) if match[3] else None
+def _print_facets(found: dict[str, dict[str, int]], *, as_json: bool) -> None:
+    if as_json:
+        sink.print_json(found)
+        return
+    sink.print_table(
+        ("facet", "value", "adapters"),
+        ((name, value, n) for name, counts in found.items() for value, n in counts.items()),
+    )
 
 
 def search(
@@ -70,14 +109,17 @@ def search(
     limit: Annotated[int, typer.Option("--limit", min=1, help="Rows to show.")] = 50,
     as_json: sink.Json = False,
 ) -> None:
-    """Search names, base models, tags, targets and cards."""
+    """Search names, base models, tags, targets and cards; mistyped words find the nearest."""
     from lorahub.workspace import Workspace
 
     with sink.errors("search", as_json=as_json), Workspace.open() as workspace:
-        rows = workspace.search(" ".join(words), limit=limit)
+        text = " ".join(words)
+        rows = workspace.search(text, limit=limit)
         _print_rows(rows, workspace, as_json=as_json)
         if not rows:
             sink.note("nothing found")
+        elif (meant := workspace.corrected(text)) != text:
+            sink.note(f"nothing has '{text}'; these have '{meant}'")
 
 
 def _print_rows(rows: list[AdapterSummary], workspace: Workspace, *, as_json: bool) -> None:
@@ -90,7 +132,7 @@ def _print_rows(rows: list[AdapterSummary], workspace: Workspace, *, as_json: bo
         (
             (
                 r.name,
-                r.base_model,
+                r.base or r.base_model,
                 r.rank_max if r.rank_min == r.rank_max else f"{r.rank_min}..{r.rank_max}",
                 ",".join(r.targets),
                 r.dtype,
@@ -117,7 +159,7 @@ def show(reference: Ref, as_json: sink.Json = False) -> None:
         adapter = workspace.get(reference)
         parents = workspace.parents(adapter)
         children = workspace.catalog.children(adapter.id)
-        info, origin = adapter.info, adapter.origin
+        info, origin, base = adapter.info, adapter.origin, adapter.base
         if as_json:
             body = sink.plain(adapter)
             body["content_hash"] = info.content_hash
@@ -135,6 +177,8 @@ def show(reference: Ref, as_json: sink.Json = False) -> None:
             ("format", info.format),
             ("type", info.peft_type),
             ("base model", info.base_model),
+            ("canonical base", base and base.name),
+            ("confidence", f"{base.confidence.value}: {base.reason}" if base else None),
             ("task", info.task_type),
             ("ranks", ", ".join(map(str, info.ranks))),
             ("targets", ", ".join(info.targets)),
@@ -159,22 +203,3 @@ def show(reference: Ref, as_json: sink.Json = False) -> None:
         if parents:
             for line in drawn(workspace.lineage(reference)):
                 sink.print_text(line)
-
-
-def rm(
-    references: Refs,
-    files: Annotated[
-        bool, typer.Option("--files", help="Also delete merged folders in the data folder.")
-    ] = False,
-    as_json: sink.Json = False,
-) -> None:
-    """Remove adapters from the catalog; files of the Hub's cache and of yours stay."""
-    from lorahub.workspace import Workspace
-
-    with sink.errors("rm", as_json=as_json), Workspace.open() as workspace:
-        removed = workspace.remove(references, files=files)
-        if as_json:
-            sink.print_act("rm", [a.name for a in removed])
-        else:
-            for adapter in removed:
-                sink.print_text(f"{adapter.name}\tremoved")

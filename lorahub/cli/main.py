@@ -8,12 +8,15 @@ import os
 import typer
 
 from lorahub.cli import (
+    bases,
     batch,
     catalog,
     comparing,
     compressing,
     discovering,
     evaluating,
+    extracting,
+    keeping,
     knowing,
     merging,
     methods,
@@ -21,6 +24,8 @@ from lorahub.cli import (
     publishing,
     pulling,
     recipes,
+    reproducing,
+    resizing,
     terminal,
     upkeep,
 )
@@ -42,20 +47,27 @@ for verb in (
     catalog.show,
     knowing.lineage,
     knowing.impact,
-    catalog.rm,
+    keeping.rm,
+    keeping.gc,
+    keeping.scan,
     knowing.similar,
     knowing.duplicates,
     knowing.cluster,
     comparing.compare,
+    comparing.inspect,
     comparing.suggest,
     merging.merge,
     batch.batch,
     merging.verify,
+    resizing.resize,
+    resizing.prune,
     compressing.compress,
+    extracting.extract,
     packing.pack,
     packing.unpack,
     publishing.export,
     publishing.push,
+    reproducing.repro,
     terminal.tui,
     upkeep.version,
 ):
@@ -64,6 +76,9 @@ app.callback(invoke_without_command=True)(terminal.plain)
 app.command("eval")(evaluating.evaluate)
 app.command("search-weights")(evaluating.search_weights)
 app.command("map")(knowing.map_adapters)
+app.command("export-catalog")(upkeep.export_catalog)
+app.command("import-catalog")(upkeep.import_catalog)
+app.add_typer(bases.base_app, name="base")
 app.add_typer(methods.methods_app, name="methods")
 app.add_typer(recipes.recipes_app, name="recipes")
 app.add_typer(upkeep.config_app, name="config")

@@ -15,6 +15,7 @@ from lorahub.events import Finished
 
 if TYPE_CHECKING:
     from lorahub.engine.plan import Plan
+    from lorahub.merging import Merged
     from lorahub.recipe import Recipe
     from lorahub.record import Record
 
@@ -47,7 +48,9 @@ def merge(
     ] = None,
     allocate: Annotated[
         str | None,
-        typer.Option("--allocate", help="Who gets the budget: relative, energy, welore, uniform."),
+        typer.Option(
+            "--allocate", help="Who gets the budget: relative, energy, welore, prune, uniform."
+        ),
     ] = None,
     pack: Annotated[
         str | None,
@@ -103,37 +106,42 @@ def merge(
             merged = workspace.merge(
                 recipe, device=device, workers=workers, force=force, listener=listener
             )
-        body = {
-            "name": merged.adapter.name,
-            "folder": str(merged.adapter.origin.folder),
-            "state": merged.state,
-            "record": sink.plain(merged.record),
-        }
-        if lines:
-            sink.print_event(Finished(body))
-        elif as_json:
-            sink.print_act("merge", body)
-        else:
-            record, check = merged.record, merged.record.verification
-            sink.print_table(
-                ("field", "value"),
-                (
-                    ("name", merged.adapter.name),
-                    ("state", merged.state),
-                    ("folder", merged.adapter.origin.folder),
-                    ("method", record.method),
-                    ("scale", f"{record.scale:g}"),
-                    *_normalized(record),
-                    ("modules", record.modules),
-                    ("rank", record.rank),
-                    ("dtype", record.dtype),
-                    *_packed(record),
-                    ("error", f"{check.error:.1e} (allowed {check.tolerance:.0e})"),
-                    ("truncation", f"{check.truncation:.2%}"),
-                    ("kept", ", ".join(f"{k:.1%}" for k in check.retained)),
-                    *(("note", note) for note in record.notes),
-                ),
-            )
+        print_merged(merged, "merge", as_json=as_json, lines=lines)
+
+
+def print_merged(merged: Merged, command: str, *, as_json: bool, lines: bool = False) -> None:
+    """What a merge came to, as a table, as JSON or as the last event."""
+    record, check = merged.record, merged.record.verification
+    body = {
+        "name": merged.adapter.name,
+        "folder": str(merged.adapter.origin.folder),
+        "state": merged.state,
+        "record": sink.plain(record),
+    }
+    if lines:
+        sink.print_event(Finished(body))
+    elif as_json:
+        sink.print_act(command, body)
+    else:
+        sink.print_table(
+            ("field", "value"),
+            (
+                ("name", merged.adapter.name),
+                ("state", merged.state),
+                ("folder", merged.adapter.origin.folder),
+                ("method", record.method),
+                ("scale", f"{record.scale:g}"),
+                *_normalized(record),
+                ("modules", record.modules),
+                ("rank", record.rank),
+                ("dtype", record.dtype),
+                *_packed(record),
+                ("error", f"{check.error:.1e} (allowed {check.tolerance:.0e})"),
+                ("truncation", f"{check.truncation:.2%}"),
+                ("kept", ", ".join(f"{k:.1%}" for k in check.retained)),
+                *(("note", note) for note in record.notes),
+            ),
+        )
 
 
 def _normalized(record: Record) -> list[tuple[str, str]]:

@@ -14,10 +14,10 @@ from lorahub.cli.catalog import Ref
 def export(
     reference: Ref,
     folder: Annotated[Path, typer.Argument(help="Folder to make.")],
-    format_name: Annotated[str, typer.Option("--format", help="Only peft so far.")] = "peft",
+    format_name: Annotated[str, typer.Option("--format", help="peft, or equal-ranks.")] = "peft",
     as_json: sink.Json = False,
 ) -> None:
-    """Copy an adapter into a new folder that PEFT, vLLM and llama.cpp read."""
+    """Write an adapter into a new folder: as it is, or with one rank for all modules."""
     from lorahub.workspace import Workspace
 
     with sink.errors("export", as_json=as_json), Workspace.open() as workspace:

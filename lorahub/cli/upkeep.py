@@ -1,6 +1,9 @@
-"""Verbs on lorahub itself: config, db, version."""
+"""Verbs on lorahub itself: config, db, export-catalog, import-catalog, version."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -32,6 +35,7 @@ def config_show(as_json: sink.Json = False) -> None:
             "database": _database(),
             "endpoint": config.endpoint,
             "token_env": config.token_env,
+            **{f"remotes.{name}": r.endpoint for name, r in sorted(config.remotes.items())},
         }
         if as_json:
             sink.print_json(body)
@@ -82,6 +86,61 @@ def db_upgrade() -> None:
 
     with sink.errors("db upgrade"), Workspace.open():
         sink.print_text(f"at revision {HEAD}")
+
+
+@db_app.command("stats")
+def db_stats(as_json: sink.Json = False) -> None:
+    """Print how much the catalog holds, and how much room it takes."""
+    from lorahub.workspace import Workspace
+
+    with sink.errors("db stats", as_json=as_json), Workspace.open() as workspace:
+        stats = workspace.stats()
+        if as_json:
+            sink.print_json(stats)
+            return
+        facts: list[tuple[str, object]] = [
+            ("database", f"{stats.backend}, revision {stats.revision}"),
+            ("size", sink.size(stats.bytes)),
+            ("adapters", sum(stats.adapters.values())),
+            *((f"from {source}", count) for source, count in stats.adapters.items()),
+            ("modules", stats.modules),
+            ("weights", sink.size(stats.weights_bytes)),
+            *stats.rows.items(),
+        ]
+        sink.print_table(("what", "how much"), facts)
+
+
+def export_catalog(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
+    as_json: sink.Json = False,
+) -> None:
+    """Write the whole catalog, without the adapters' files, as JSON lines."""
+    from lorahub.workspace import Workspace
+
+    with sink.errors("export-catalog", as_json=as_json), Workspace.open() as workspace:
+        lines = workspace.export_catalog(file)
+        if as_json:
+            sink.print_act("export-catalog", {"file": str(file), "lines": lines})
+        else:
+            sink.print_text(f"{file}\t{lines} lines")
+
+
+def import_catalog(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What export-catalog wrote.")],
+    as_json: sink.Json = False,
+) -> None:
+    """Take in an exported catalog, whole or not at all; what is here already stays."""
+    from lorahub.workspace import Workspace
+
+    with sink.errors("import-catalog", as_json=as_json), Workspace.open() as workspace:
+        found = workspace.import_catalog(file)
+        if as_json:
+            sink.print_act("import-catalog", found)
+            return
+        sink.print_text(
+            f"{found.adapters} adapters, {found.runs} runs and {found.aliases} aliases added, "
+            f"{found.known} adapters known"
+        )
 
 
 def version(as_json: sink.Json = False) -> None:

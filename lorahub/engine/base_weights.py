@@ -42,7 +42,7 @@ class BaseWeights:
         if not self.matrices:
             raise InvalidAdapterError(
                 f"{self.folder}: has no floating linear weight in a transformer block",
-                hint="quantised models and the experts of mixtures cannot be compressed",
+                hint="quantised weights and the experts of mixtures are not among them",
             )
         self._adapter = adapter
         self.deltas = {} if adapter is None else _place(adapter, self.entries)
@@ -54,7 +54,7 @@ class BaseWeights:
         """Open the model in ``folder``.
 
         Raises:
-            InvalidAdapterError: It is no model, damaged, or has no weight to compress.
+            InvalidAdapterError: It is no model, damaged, or has no linear weight in a block.
             IncompatibleError: A module of the adapter fits none of its tensors.
             UnsupportedAdapterError: The adapter is no plain low-rank delta.
         """
@@ -80,6 +80,10 @@ class BaseWeights:
         if folded and name in self.deltas:
             W.addmm_(*self.delta(name, W.dtype))
         return W
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The bytes of a tensor as they stand in its file, a piece at a time."""
+        return self._home[name].chunks(name)
 
     def delta(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(left, right) whose product is the adapter's delta of a tensor as that is stored."""

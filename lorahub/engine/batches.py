@@ -115,7 +115,7 @@ class Batches:
         ``work`` takes the modules of a batch and their `Stack` and returns one value per module.
         At most 2 workers + 1 batches are in flight. ``listener`` receives ``phase``; a module
         counts as done when the consumer asks for the next one. With ``keep_grams`` the Gram
-        matrices that ``work`` asked for are kept for a later pass, if all are small together.
+        matrices are made and kept for a later pass, if all are small together.
 
         Raises:
             ResourceError: A single module does not fit the GPU's memory.
@@ -159,10 +159,9 @@ class Batches:
             with torch.inference_mode():
                 stack = read_stack(plan, self._files, batch, self._buffers.get)
                 stack = self._remembered(batch, stack.to_device(self.device))
-                results = work(batch, stack)
                 if self._keep:
                     self._remember(batch, stack)
-                return results
+                return work(batch, stack)
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 raise ResourceError(
@@ -187,9 +186,8 @@ class Batches:
     def _remember(self, batch: Sequence[PlannedModule], stack: Stack) -> None:
         """Keep what another pass over the factors would compute again."""
         for i, module in enumerate(batch):
-            grams = stack.known_grams(i)
-            if grams is not None:
-                self._grams[module.name] = grams
+            one = slice(i, i + 1)
+            self._grams[module.name] = stack.gram_b[one].clone(), stack.gram_a[one].clone()
 
 
 def pick_device(name: str) -> torch.device:

@@ -30,6 +30,9 @@ SIGN_ROWS = 64
 MOST = 64
 """Adapters that are compared at once: figures of all their pairs at all modules are kept."""
 
+SUM = "sum"
+"""Name that the sum of all adapters goes by."""
+
 _NO_BASE = "unknown/unknown"
 """Base of adapters that name none: a plan must have one, and a comparison writes none."""
 
@@ -124,7 +127,15 @@ class ModuleComparison:
 
 @dataclass(frozen=True, slots=True)
 class TypeComparison:
-    """Figures over all modules of one type."""
+    """Figures over the modules of one type.
+
+    Attributes:
+        type: As `ModuleComparison` has it.
+        modules: How many there are.
+        norms: One per adapter that has one of them.
+        total: The sum of these adapters.
+        pairs: All pairs of them.
+    """
 
     type: str
     modules: int
@@ -143,7 +154,6 @@ class Comparison:
         pairs: All pairs of adapters.
         types: By name of the type.
         modules: By layer, then type.
-        ranks: Mean rank of each adapter's modules, in the order given.
     """
 
     norms: tuple[Norms, ...]
@@ -151,11 +161,6 @@ class Comparison:
     pairs: tuple[Pair, ...]
     types: tuple[TypeComparison, ...]
     modules: tuple[ModuleComparison, ...]
-    ranks: tuple[float, ...]
-
-
-SUM = "sum"
-"""Name that the sum of all adapters goes by."""
 
 
 def compare(
@@ -175,9 +180,19 @@ def compare(
         UnsupportedAdapterError: One whose factors do not say what its delta is.
         InvalidAdapterError: One that is damaged, or holds NaN or Inf.
     """
+    if len(adapters) < 2:
+        raise UsageError(
+            "comparing needs at least two adapters", hint="name another; see `lorahub ls`"
+        )
+    return measure(adapters, workers=workers, listener=listener)
+
+
+def measure(
+    adapters: Sequence[Adapter], *, workers: int | None = None, listener: Listener = ignore
+) -> Comparison:
+    """As `compare`, of one adapter or more; one alone has no pairs."""
     plan = plan_of(adapters)
     names = [a.name for a in adapters]
-    modules = []
     with Batches(plan, device=torch.device("cpu"), workers=workers) as batches:
 
         def work(batch: Sequence[PlannedModule], stack: Stack) -> list[ModuleComparison]:
@@ -190,12 +205,10 @@ def compare(
     types: dict[str, list[ModuleComparison]] = defaultdict(list)
     for module in modules:
         types[module.type].append(module)
-    ranks = [[m.rank for m in a.info.modules] for a in adapters]
     return Comparison(
         *_together(names, modules),
         tuple(TypeComparison(t, len(types[t]), *_together(names, types[t])) for t in sorted(types)),
         tuple(modules),
-        tuple(sum(r) / len(r) for r in ranks),
     )
 
 
@@ -206,10 +219,6 @@ def plan_of(adapters: Sequence[Adapter]) -> Plan:
         LorahubError: As `compare`.
     """
     names = [a.name for a in adapters]
-    if len(names) < 2:
-        raise UsageError(
-            "comparing needs at least two adapters", hint="name another; see `lorahub ls`"
-        )
     if len(names) > MOST:
         raise UsageError(
             f"{len(names)} adapters are too many to compare every two of them; {MOST} are the most",

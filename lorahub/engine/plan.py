@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from lorahub.adapter import DTYPE_BYTES, Adapter, Module, ModuleKind
+from lorahub.bases import common_base
 from lorahub.engine.checks import (
     check_coverage,
     check_kinds,
@@ -22,7 +23,6 @@ from lorahub.engine.checks import (
     check_patterns,
     check_rank,
     check_same,
-    common_base,
 )
 from lorahub.engine.sizes import Budget, PackTarget, budget_for, pack_target
 from lorahub.engine.weights import WeightsFor, module_weights

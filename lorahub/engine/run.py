@@ -27,13 +27,19 @@ from lorahub.kernels.allocation import ModuleRank, allocate, lrc_report
 from lorahub.kernels.lowrank import canonical
 from lorahub.kernels.stack import Factors, Mix, Stack
 
+PRUNED = "has no rank left and is not in the result"
+"""The warning that a module's report has when it is not written."""
+
 MIX_CACHE_BYTES = 32 << 20
 """Mixtures (or factors) kept between the pass that finds spectra and the one that writes."""
 
 
 @dataclass(frozen=True, slots=True)
 class MergedModule:
-    """What was written for one module: its name, kind and rank, and what its method reported."""
+    """What was written for one module: its name, kind and rank, and what its method reported.
+
+    Of rank 0, nothing was.
+    """
 
     name: str
     kind: ModuleKind
@@ -105,8 +111,9 @@ def run(
             with Writer(weights_path, _header_room(plan)) as writer:
                 for module, result in batches.run(plan, "merge", work, listener):
                     key_a, key_b = tensor_keys(module.name, module.kind)
-                    writer.write(key_a, result.A)
-                    writer.write(key_b, result.B)
+                    if result.rank:
+                        writer.write(key_a, result.A)
+                        writer.write(key_b, result.B)
                     merged.append(
                         MergedModule(module.name, module.kind, result.rank, result.report)
                     )
@@ -156,12 +163,18 @@ def _allocated(
     widths = [m.d_in + m.d_out for m in plan.modules]
     areas = [m.d_in * m.d_out for m in plan.modules]
     ranks = allocate(spectra, widths, plan.budget.parameters, plan.budget.rule, areas=areas)
+    pruning = plan.budget.rule == "prune"
+    if pruning and not any(ranks):
+        raise InvalidRecipeError(
+            f"a budget of {plan.budget.parameters} parameters leaves no rank in any module",
+            hint="give a larger budget",
+        )
     # A module whose deltas are all zero is given no rank; its factors still need one.
     found = lrc_report(
         [m.name for m in plan.modules],
         spectra,
         [(m.d_out, m.d_in) for m in plan.modules],
-        [max(r, 1) for r in ranks],
+        ranks if pruning else [max(r, 1) for r in ranks],
     )
     return {row.name: row for row in found}
 
@@ -212,5 +225,7 @@ def _merge(
             if ranks is not None:
                 row = ranks[module.name]
                 report |= {"full_rank": row.full_rank, "cut_off": row.error, "lrc": row.lrc}
+                if not rank:
+                    report |= {"warning": PRUNED}
             done.append(_Merged(A, B, rank, report))
     return done

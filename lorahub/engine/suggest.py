@@ -2,7 +2,7 @@
 
 The rule reads four figures:
 
-- cosines say which adapters are of one kind (the same task, trained again or further);
+- cosines say which adapters are of one kind (stages or variants of one run);
 - the overlap of the A factors, whether unlike adapters live in the same directions;
 - norms, whether one of them is louder than the rest;
 - ranks, whether the result has room for all that the adapters have.
@@ -27,9 +27,10 @@ from lorahub.kernels.allocation import parse_budget
 from lorahub.methods.registry import get
 from lorahub.recipe import Recipe, check_auto
 
-ALIKE = 0.1
-"""Cosine between deltas from which on two adapters are of one kind. Independent tasks lie below
-0.04 even at single modules, the same task from two seeds at 0.2."""
+ALIKE = 0.5
+"""Cosine between deltas from which on two adapters are of one kind: the mean of two then keeps at
+least three quarters of each. Checkpoints of one run lie above 0.9; independent runs of one task,
+or tasks that teach a model one manner, around 0.2; independent tasks near 0."""
 
 SHARED = 0.5
 """Overlap of the A factors from which on unlike adapters live in the same directions."""
@@ -205,7 +206,8 @@ def _ranked(comparison: Comparison, kinds: int, room: Room) -> Sequence[tuple[st
         return _IN_THE_SAME_DIRECTIONS
     if room.rank is not None and room.rank <= kinds:
         return _IN_VERY_FEW_RANKS
-    if kinds == 2:
+    # Not for two kinds of several: tsv would move apart what alike adapters have in common.
+    if len(comparison.norms) == 2:
         return _TWO if room.rank is None else _TWO_UNDER_A_BUDGET
     return _WITH_ROOM if room.rank is None else _UNDER_A_BUDGET
 
@@ -213,13 +215,13 @@ def _ranked(comparison: Comparison, kinds: int, room: Room) -> Sequence[tuple[st
 _OF_ONE_KIND = (
     (
         "svd",
-        "adapters of one kind are averaged: what their runs have in common stays, what is "
-        "peculiar to one of them shrinks",
+        "adapters of one kind are averaged: what they have in common stays, what is peculiar to "
+        "one of them shrinks",
     ),
     ("lego", "averages the ranks that are alike and keeps the others"),
     (
         "karcher",
-        "the mean in angle, which keeps the norm that a plain mean of different runs loses",
+        "the mean in angle, which keeps the norm that a plain mean of different adapters loses",
     ),
 )
 _IN_THE_SAME_DIRECTIONS = (
@@ -238,13 +240,13 @@ _SUM_OF_TWO = ("task_arithmetic", "the plain sum, pulled back by its scale")
 _TWO = (
     _TSV_FOR_TWO,
     ("iso_c", "all directions at one level: a little better for two tasks of one nature, much "
-     "worse where one of them lives in few directions"),
+     "worse for two that are not"),
     _SUM_OF_TWO,
 )  # fmt: skip
 _TWO_UNDER_A_BUDGET = (
     _TSV_FOR_TWO,
     ("flat", "the directions that matter most, all at one level: a little better for two tasks of "
-     "one nature, much worse where one of them lives in few directions"),
+     "one nature, much worse for two that are not"),
     _SUM_OF_TWO,
 )  # fmt: skip
 _WITH_ROOM = (

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median_low
 
-import torch
-
 from lorahub.engine.batches import Batches, name_the_bad_factor
 from lorahub.engine.plan import Plan, PlannedModule
 from lorahub.events import Listener
@@ -61,14 +59,7 @@ def normalized(plan: Plan, batches: Batches, listener: Listener) -> Plan:
 
 def _energies(modules: Sequence[PlannedModule], stack: Stack) -> list[list[float]]:
     """Squared norm of every member's delta, unweighted, per module."""
-    product = stack.gram_b * stack.gram_a
-    columns = []
-    start = 0
-    for rank in stack.ranks:
-        part = slice(start, start + rank)
-        columns.append(product[:, part, part].sum((-2, -1)))
-        start = part.stop
-    found = torch.stack(columns, 1).tolist()
+    found = stack.energies.tolist()
     return [
         [e * member.module.scaling**2 for e, member in zip(row, module.members, strict=True)]
         for row, module in zip(found, modules, strict=True)

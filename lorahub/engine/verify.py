@@ -23,6 +23,7 @@ from torch import Tensor
 from lorahub.adapter import Module
 from lorahub.engine.batches import read_stack
 from lorahub.engine.plan import Plan, PlannedModule
+from lorahub.engine.run import PRUNED
 from lorahub.errors import IntegrityError
 from lorahub.events import Advanced, Listener, PhaseStarted, ignore
 from lorahub.formats.safetensors import TensorFile
@@ -76,8 +77,9 @@ def verify(
         InvalidAdapterError: A source cannot be read any more.
     """
     by_name = {m.name: m for m in written}
-    if by_name.keys() != {m.name for m in plan.modules}:
-        odd = min(by_name.keys() ^ {m.name for m in plan.modules})
+    wanted = {m.name for m in plan.modules if reports.get(m.name, {}).get("warning") != PRUNED}
+    if by_name.keys() != wanted:
+        odd = min(by_name.keys() ^ wanted)
         raise IntegrityError(f"{weights_path}: does not have the planned modules (see '{odd}')")
     files = [TensorFile(a.weights_path) for a in plan.adapters]
     result = TensorFile(weights_path)
@@ -89,7 +91,7 @@ def verify(
             torch.set_num_threads(1)
         with torch.inference_mode():
             report = reports.get(module.name, {})
-            return _deviation(plan, files, module, result, by_name[module.name], report)
+            return _deviation(plan, files, module, result, by_name.get(module.name), report)
 
     workers = workers or min(len(os.sched_getaffinity(0)), 8)
     deviations: list[_Deviation] = []
@@ -133,22 +135,24 @@ def _deviation(
     files: Sequence[TensorFile],
     module: PlannedModule,
     result: TensorFile,
-    written: Module,
+    written: Module | None,
     report: Mapping[str, Any],
 ) -> _Deviation:
-    R, k = module.total_rank, written.rank
+    R, k = module.total_rank, written.rank if written else 0
+    scaling = written.scaling if written else 1.0
     # Sources and result side by side: the stack is a view of the first R columns.
     B = torch.empty(1, module.d_out, R + k, dtype=torch.float64)
     A = torch.empty(1, R + k, module.d_in, dtype=torch.float64)
     places = {"B": B[:, :, :R], "A": A[:, :R]}
     stack = read_stack(plan, files, [module], lambda name, _: places[name])
-    result.read_into(written.key_b, B[0, :, R:])
-    result.read_into(written.key_a, A[0, R:])
+    if written:
+        result.read_into(written.key_b, B[0, :, R:])
+        result.read_into(written.key_a, A[0, R:])
     gram_b, gram_a = B[0].mT @ B[0], A[0] @ A[0].mT
     known = stack.with_grams(gram_b[None, :R, :R], gram_a[None, :R, :R])
     definition = plan.method.definition(known, [report], plan.parameters)
-    found = torch.eye(k, dtype=torch.float64) * written.scaling
-    own_b, own_a = B[0, :, R:] * written.scaling, A[0, R:]
+    found = torch.eye(k, dtype=torch.float64) * scaling
+    own_b, own_a = B[0, :, R:] * scaling, A[0, R:]
     if isinstance(definition, Merged):
         excess = excess_residual(definition, plan.scale, own_b, own_a)
     elif isinstance(definition, Factors):
@@ -170,9 +174,9 @@ def _deviation(
     start = 0
     for member in module.members:
         part = slice(start, start + member.module.rank)
-        scaling = member.module.scaling**2
-        whole = scaling * float((gram_b[part, part] * gram_a[part, part]).sum())
-        kept = scaling * float((columns[:, part] @ rows[:, part].mT).square().sum())
+        square = member.module.scaling**2
+        whole = square * float((gram_b[part, part] * gram_a[part, part]).sum())
+        kept = square * float((columns[:, part] @ rows[:, part].mT).square().sum())
         retained.append((member.adapter, min(kept, whole), whole))
         terms += whole * (member.weight * member.factor * plan.scale) ** 2
         start = part.stop

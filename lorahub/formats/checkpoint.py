@@ -23,6 +23,7 @@ _IN_A_BLOCK = re.compile(r"(?:[^.]*[^.\d][^.]*\.)*\d+\.(?P<inner>.+)\.weight")
 _NOT_LINEAR = re.compile(
     r"embed|norm|(?:^|\.)ln_|relative_attention_bias|router|experts?\b|\.gate\Z"
 )
+_CONV1D = {"decision_transformer", "gpt2", "imagegpt", "openai-gpt"}
 _DESCRIBING = {".json", ".jinja", ".md", ".model", ".tiktoken", ".txt"}
 
 
@@ -77,6 +78,11 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     if not isinstance(body, dict):
         raise InvalidAdapterError(f"{path}: is not a JSON object", hint=hint)
     return body
+
+
+def stores_transposed(config: Mapping[str, Any]) -> bool:
+    """Whether the linear weights in blocks are transformers' Conv1D, stored (d_in, d_out)."""
+    return config.get("model_type") in _CONV1D
 
 
 def is_block_linear(name: str, entry: TensorEntry) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +36,8 @@ class CachedAdapter:
 
     def damaged(self) -> tuple[str, ...]:
         """Names of files at its root that are not what the name of their blob says."""
-        found = []
-        for path in sorted(self.folder.iterdir()):
-            if path.is_symlink() and not _expected(path).is_at(path):
-                found.append(path.name)
-        return tuple(found)
+        links = (path for path in sorted(self.folder.iterdir()) if path.is_symlink())
+        return tuple(path.name for path in links if not _expected(path).is_at(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +49,6 @@ class Cache:
 
     adapters: tuple[CachedAdapter, ...]
     problems: tuple[str, ...]
-
-    def unused(self, used: Collection[tuple[str, str]]) -> tuple[CachedAdapter, ...]:
-        """Those whose (repository, commit) is not among ``used``."""
-        return tuple(a for a in self.adapters if (a.repo_id, a.revision) not in used)
 
 
 def read_cache() -> Cache:
@@ -75,25 +67,26 @@ def read_cache() -> Cache:
     return Cache(tuple(found), tuple(sorted(str(w) for w in info.warnings)))
 
 
-def freed_bytes(adapter: CachedAdapter) -> int:
-    """Bytes on the disk that deleting one cached commit frees."""
-    strategy = _strategy(adapter)
+def freed_bytes(adapters: Sequence[CachedAdapter]) -> int:
+    """Bytes on the disk that deleting these commits of one repository frees."""
+    strategy = _strategy(adapters)
     return int(strategy.expected_freed_size) if strategy else 0
 
 
-def delete(adapter: CachedAdapter) -> None:
-    """Delete one commit from the cache, with the blobs that no other one uses.
+def delete(adapters: Sequence[CachedAdapter]) -> None:
+    """Delete commits of one repository from the cache, with the blobs that no other one uses.
 
     Raises:
-        StorageError: It is still there afterwards.
+        StorageError: One is still there afterwards.
     """
-    strategy = _strategy(adapter)
+    strategy = _strategy(adapters)
     if strategy is not None:
         strategy.execute()
-    if adapter.folder.exists():
-        raise StorageError(
-            f"{adapter.folder}: cannot be deleted", hint="see its permissions, and try again"
-        )
+    for adapter in adapters:
+        if adapter.folder.exists():
+            raise StorageError(
+                f"{adapter.folder}: cannot be deleted", hint="see its permissions, and try again"
+            )
 
 
 def _scan() -> HFCacheInfo | None:
@@ -107,9 +100,14 @@ def _scan() -> HFCacheInfo | None:
         raise StorageError(f"{constants.HF_HUB_CACHE}: cannot be read ({error})") from error
 
 
-def _strategy(adapter: CachedAdapter) -> Any:  # noqa: ANN401 - huggingface_hub's DeleteCacheStrategy
+def _strategy(adapters: Sequence[CachedAdapter]) -> Any:  # noqa: ANN401 - huggingface_hub's
     info = _scan()
-    return info.delete_revisions(adapter.revision) if info is not None else None
+    if info is None:
+        return None
+    # A renamed repository has the same commits under another name.
+    kind = ("model", adapters[0].repo_id)
+    own = frozenset(r for r in info.repos if (r.repo_type, r.repo_id) == kind)
+    return replace(info, repos=own).delete_revisions(*(a.revision for a in adapters))
 
 
 def _is_adapter(revision: Any) -> bool:  # noqa: ANN401 - huggingface_hub's CachedRevisionInfo
@@ -130,7 +128,7 @@ def _adapter(repo: Any, revision: Any) -> CachedAdapter:  # noqa: ANN401 - huggi
 
 def _expected(path: Path) -> RemoteFile:
     """The file that the blob behind a link is named after."""
-    etag = Path(os.readlink(path)).name
+    etag = path.readlink().name
     sha256 = etag if re.fullmatch(r"[0-9a-f]{64}", etag) else None
     git_sha1 = etag if re.fullmatch(r"[0-9a-f]{40}", etag) else None
     return RemoteFile(path.name, path.stat().st_size, sha256, git_sha1)

@@ -26,7 +26,7 @@ def translate(error: Exception, what: str) -> LorahubError | None:
     from huggingface_hub import errors as hf
 
     if isinstance(error, hf.LocalTokenNotFoundError):
-        return AuthError("there is no Hub token", hint=_LOGIN)
+        return no_token()
     if isinstance(error, hf.HFValidationError):
         return UsageError(f"'{what}' is not a valid repository id", hint="give it as owner/name")
     if isinstance(error, hf.OfflineModeIsEnabled):
@@ -52,6 +52,11 @@ def translate(error: Exception, what: str) -> LorahubError | None:
     if isinstance(error, httpx2.HTTPError):
         return _unreachable(what)
     return _translate_plain(error, what)
+
+
+def no_token() -> AuthError:
+    """For what nobody may do namelessly."""
+    return AuthError("there is no Hub token", hint=_LOGIN)
 
 
 def _known(error: Any, what: str) -> LorahubError | None:  # noqa: ANN401 - HfHubHTTPError

@@ -17,6 +17,7 @@ from lorahub.errors import (
 )
 from lorahub.hub import client
 from lorahub.hub.client import with_retries
+from lorahub.hub.errors import no_token
 from lorahub.hub.snapshots import Resolving, Snapshot
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Pushing(Resolving):
         Raises:
             AuthError: No token, or one that may not write there.
             ConflictError: The repository is public where a private one was asked for, moved
-                while we pushed, or took a pull request as a commit.
+                while we pushed, was renamed, or took a pull request as a commit.
             NetworkError: The Hub does not answer.
             UsageError: A malformed repository id.
         """
@@ -76,9 +77,15 @@ class Pushing(Resolving):
         api = self._api()
         sizes = sum(f.stat().st_size for f in files)
         names = tuple(f.name for f in files)
-        with self._translated(repo_id):
-            user = str(api.whoami()["name"])
+        self._require_token()
+        # First what has a timeout: who am I would wait minutes for a Hub that is not there.
         head = self._head(repo_id)
+        if head is not None and head.moved_to is not None:
+            raise ConflictError(
+                f"{repo_id} is now {head.moved_to}", hint="push to it under that name"
+            )
+        with self._translated(repo_id):
+            user = str(with_retries(api.whoami)["name"])
         if private and head is not None:
             self._require_private(api, repo_id)
         changed = head is None or any(not head.holds(f) for f in files)
@@ -96,6 +103,12 @@ class Pushing(Resolving):
             pr_url, revision = opened
             return Pushed(repo_id, url, revision, pr_url, False, names, sizes)
         return self._commit(api, files, head, url, message, user if create_pr else None)
+
+    def _require_token(self) -> None:
+        from huggingface_hub import get_token
+
+        if not (self.token or (self.token is None and get_token())):
+            raise no_token()
 
     def _head(self, repo_id: str) -> Snapshot | None:
         try:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lorahub.errors import InvalidRecipeError
 
-Rule = Literal["welore", "energy", "relative", "uniform"]
+Rule = Literal["welore", "energy", "relative", "prune", "uniform"]
 Spectra = Sequence[NDArray[np.float64]]
 
 
@@ -39,10 +39,11 @@ def allocate(
     - ``energy``: by sigma^2 / width. No ranks that cost as much have a lower total Frobenius error.
     - ``relative``: the same after dividing by each module's own energy, which protects modules of
       small norm.
+    - ``prune``: as ``energy`` with a floor of 0: modules of little energy keep no rank.
     - ``uniform``: one rank everywhere, less where a module has fewer; what then remains of the
       budget stays unspent.
 
-    The first three leave less unspent than the next rank in order costs. Among equal priorities
+    All but ``uniform`` leave less unspent than the next rank in order costs. Among equal priorities
     lower ranks come first, then larger singular values, then earlier modules. A singular value
     of zero is never worth a rank.
 
@@ -63,6 +64,8 @@ def allocate(
     Raises:
         InvalidRecipeError: Not even the floor fits the budget.
     """
+    if rule == "prune":
+        rule, floor = "energy", 0
     spectra = [s[s > 0] for s in spectra]
     costs = [w * np.arange(1, len(s) + 1) for w, s in zip(widths, spectra, strict=True)]
     if rule == "welore" and areas is not None:

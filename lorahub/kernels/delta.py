@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from lorahub.kernels.krylov import EXCESS, Krylov, converged, orthonormal
 from lorahub.kernels.lowrank import best_approximation
 from lorahub.kernels.stack import Factors, Stack
 
@@ -34,13 +34,8 @@ _OVERSAMPLING = 24
 _RANDOM = 8
 _MOST_PASSES = 16
 
-# Largest excess of the residual over the least possible one, relative to it, that the next passes
-# may still be predicted to take away; and the share of all energy that is rounding.
-_EXCESS = 1e-6
+# Share of all energy that is rounding.
 _ROUNDING = 1e-9
-
-# Directions this much below the first ones are the rounding of a float64 projection.
-_DEPENDENT = 1e-10
 
 # Units of rounding by which a float32 product of two factors may be off.
 _DOUBT = 2.0**-22
@@ -191,81 +186,52 @@ def _truncated(
     merged = merge(Deltas.of(stack))
     device, dtype = stack.B.device, stack.B.dtype
     d_out, d_in = merged.deltas.shape
-    V = _start(stack, min(k + _OVERSAMPLING, d_in)).to(device)
-    basis, images = V[:, :0].double(), V.new_empty(d_out, 0, dtype=torch.float64)
+    space = Krylov(_start(stack, min(k + _OVERSAMPLING, d_in)).to(device))
     captured: list[float] = []
-    while V.shape[1]:
-        image, back, energy = _pass(merged, V.to(dtype))
-        basis, images = torch.cat([basis, V], 1), torch.cat([images, image.double()], 1)
-        values, vectors = torch.linalg.eigh(images.mT @ images)
-        captured.append(float(values[-k:].clamp_min(0).sum()))
-        if _converged(captured, energy) or len(captured) == _MOST_PASSES:
+    while len(space.block):
+        image, back, energy = _pass(merged, space.block.to(dtype))
+        space.add(image)
+        captured.append(space.captured(k))
+        if converged(captured, energy, _ROUNDING) or len(captured) == _MOST_PASSES:
             break
-        V = _orthonormal(back.double(), basis)
-    sigma = values.flip(0)[:k].clamp_min(0).sqrt()
-    found, root = len(sigma), sigma.sqrt()
-    W = vectors.flip(1)[:, :k]
+        space.extend(back)
+    sigma = space.sigma(k)
+    found, root = len(sigma), sigma.sqrt()[:, None]
+    left, right = space.vectors(k)
     B, A = stack.B.new_zeros(d_out, k), stack.A.new_zeros(k, d_in)
-    B[:, :found] = images @ (W * torch.where(root > 0, 1 / root, 0.0))
-    A[:found] = (basis @ (W * root)).mT
+    B[:, :found] = (left * torch.where(root > 0, 1 / root, 0.0)).mT
+    A[:found] = right * root
     sigma = torch.nn.functional.pad(sigma, (0, k - found))
     return B, A, sigma, sigma.new_tensor(energy)
 
 
 def _start(stack: Stack, width: int) -> Tensor:
-    """Orthonormal (d_in, width) float64: the row space of the exact sum, filled up at random.
+    """Orthonormal (width, d_in) float64: the row space of the exact sum, filled up at random.
 
     What pruning leaves is near the sum: starting there saves a pass. Some directions are always
     random, so that none can be missed.
     """
-    guess = best_approximation(stack, rank=width).apply(stack).A[0].mT.cpu().double()
+    guess = best_approximation(stack, rank=width).apply(stack).A[0].cpu().double()
     generator = torch.Generator().manual_seed(stack.seeds[0])
-    fill = torch.randn(guess.shape[0], width, generator=generator, dtype=torch.float64)
+    fill = torch.randn(guess.shape[1], width, generator=generator, dtype=torch.float64).mT
     # Directions of no weight in the sum may be zero, or anything: random ones replace them.
-    norms = guess.norm(dim=0)
-    good = guess[:, norms > 1e-4 * norms.amax()]
-    known = torch.linalg.qr(good).Q[:, : max(0, width - _RANDOM)]
-    rest = fill[:, known.shape[1] :]
-    for _ in range(2):
-        rest = rest - known @ (known.mT @ rest)
-    return torch.cat([known, torch.linalg.qr(rest).Q], 1)
+    norms = torch.linalg.vector_norm(guess, dim=1)
+    good = guess[norms > 1e-4 * norms.amax()]
+    known = orthonormal(good)[: max(0, width - _RANDOM)]
+    return torch.cat([known, orthonormal(fill[len(known) :], known)])
 
 
 def _pass(merged: Merged, V: Tensor) -> tuple[Tensor, Tensor, float]:
-    """(M V, Mᵀ M V, squared norm of M) in one pass over the merged delta M."""
+    """(V Mᵀ, V MᵀM, squared norm of M) in one pass over the merged delta M, for rows V."""
     d_out, d_in = merged.deltas.shape
-    image, back = V.new_empty(d_out, V.shape[1]), V.new_zeros(V.shape[1], d_in)
+    image, back = V.new_empty(d_out, len(V)), V.new_zeros(len(V), d_in)
     energy = V.new_zeros((), dtype=torch.float64)
     for rows, block in merged.blocks():
-        torch.mm(block, V, out=image[rows])
+        torch.mm(block, V.mT, out=image[rows])
         back.addmm_(image[rows].mT, block)
         # Row by row, so that float32 sums stay short.
         energy += torch.linalg.vector_norm(block, dim=1).double().square().sum()
-    return image, back.mT, float(energy)
-
-
-def _orthonormal(X: Tensor, basis: Tensor) -> Tensor:
-    """An orthonormal basis of what of X's columns (float64) is new to an orthonormal one."""
-    X = X / torch.where((norms := X.norm(dim=0)) > 0, norms, 1.0)
-    for _ in range(2):
-        X = X - basis @ (basis.mT @ X)
-    Q, R = torch.linalg.qr(X)
-    new = Q[:, R.diagonal().abs() > _DEPENDENT]
-    # What was almost inside the basis is not quite orthogonal to it before this.
-    clean: Tensor = torch.linalg.qr(new - basis @ (basis.mT @ new)).Q
-    return clean
-
-
-def _converged(captured: list[float], energy: float) -> bool:
-    """Whether what further passes would capture is below the tolerance."""
-    gains = [b - a for a, b in pairwise(captured)]
-    left = max(0.0, energy - captured[-1])
-    if left <= _ROUNDING * energy or not gains:
-        return left <= _ROUNDING * energy
-    # Gains shrink at least geometrically, as a rule ever faster.
-    ratio = gains[-1] / gains[-2] if len(gains) > 1 and gains[-2] > 0 else 0.5
-    predicted = gains[-1] * ratio / (1 - min(ratio, 0.95))
-    return predicted <= max(2 * _EXCESS * left, _ROUNDING * energy)
+    return image.mT, back, float(energy)
 
 
 def excess_residual(merged: Merged, scale: float, B: Tensor, A: Tensor) -> float:
@@ -297,24 +263,24 @@ def excess_residual(merged: Merged, scale: float, B: Tensor, A: Tensor) -> float
     generator = torch.Generator().manual_seed(~merged.deltas.seed & 0x7FFF_FFFF)
     probes = torch.randn(A.shape[1], k + _OVERSAMPLING, generator=generator, dtype=torch.float64)
     V = torch.cat([A.mT, probes], 1)
-    back = torch.zeros_like(V)
+    back = torch.zeros_like(V.mT)
     energy = distance = 0.0
     for rows, block in merged.blocks():
         block.mul_(scale)
         distance += float((block - B[rows] @ A).square().sum())
         energy += float(block.square().sum())
-        back.addmm_(block.mT, block @ V)
+        back.addmm_((block @ V).mT, block)
     if energy == 0:
         return math.sqrt(distance)
-    Q = _orthonormal(A.mT, A.mT[:, :0])
-    Q = torch.cat([Q, _orthonormal(back, Q)], 1)
-    image = torch.cat([block @ Q for _, block in merged.blocks()]) * scale
+    Q = orthonormal(A)
+    Q = torch.cat([Q, orthonormal(back, Q)])
+    image = torch.cat([block @ Q.mT for _, block in merged.blocks()]) * scale
     values, vectors = torch.linalg.eigh(image.mT @ image)
     least = max(0.0, energy - float(values[-k:].sum()))
     excess = math.sqrt(distance) - math.sqrt(least)
-    if excess > _EXCESS * math.sqrt(energy):
+    if excess > EXCESS * math.sqrt(energy):
         W = vectors[:, -k:]
-        apart = torch.cat([B, -image @ W], 1), torch.cat([A, (Q @ W).mT], 0)
+        apart = torch.cat([B, -image @ W], 1), torch.cat([A, W.mT @ Q])
         allowed = 2 * abs(scale) * _undecided(merged, *apart)
         excess = math.sqrt(max(least, distance - allowed)) - math.sqrt(least)
     return max(0.0, excess)

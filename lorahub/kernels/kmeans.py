@@ -23,6 +23,10 @@ from lorahub.kernels.stack import products
 
 MAX_STEPS = 300
 
+# From this many points on, modules are clustered one by one, and no step is made for starts that
+# are at rest.
+_ALONE_FROM = 192
+
 
 @dataclass(frozen=True, slots=True)
 class Clusters:
@@ -77,28 +81,16 @@ def lloyd(
         k: Number of clusters.
         align: Whether a point and its negative count as the same.
     """
-    labels, signs, distances = start
-    labels, signs = _fill_empty(labels, signs, weights, distances, k)
-    rough, light, signs = gram.float(), weights.float(), signs.float()
-    own = rough.diagonal(dim1=-2, dim2=-1)[:, :, None]
-    counts = (weights > 0)[:, :, None]
-    m, _, s = labels.shape
-    inertia = torch.full((m, 1, s), math.inf, device=gram.device)
-    for _ in range(MAX_STEPS):
-        half, cross = _to_means(rough, light, labels, signs, k)
-        nearest, new = (half - cross.abs() if align else half - cross).min(-1)
-        distances = nearest.mul_(2).add_(own).clamp_min_(0)
-        lowered = (light[:, :, None] * distances).sum(1, keepdim=True)
-        sign = sign_of(cross.gather(-1, new[..., None])[..., 0]) if align else signs
-        changed = (new != labels) | (sign != signs)
-        moved = (changed & counts).any(1, keepdim=True) & (lowered < inertia)
-        if not bool(moved.any()):
-            break
-        # A start that has come to rest stays as it is, whatever the others still do.
-        inertia = torch.where(moved, lowered, inertia)
-        labels = torch.where(moved, new, labels)
-        signs = torch.where(moved, sign, signs)
-        labels, signs = _fill_empty(labels, signs, weights, distances, k)
+    m = len(gram)
+    if m > 1 and _large(gram):
+        parts = zip(gram.split(1), weights.split(1), *(x.split(1) for x in start), strict=True)
+        found = [lloyd(g, w, (a, b, c), k, align=align) for g, w, a, b, c in parts]
+        return Clusters(
+            torch.cat([one.labels for one in found]),
+            torch.cat([one.signs for one in found]),
+            torch.cat([one.inertia for one in found]),
+        )
+    labels, signs = _at_rest(gram.float(), weights.float(), start, k, align)
     signs = signs.double()
     half, cross = _to_means(gram, weights, labels, signs, k)
     index = labels[..., None]
@@ -109,6 +101,46 @@ def lloyd(
     best = total.argmin(-1)
     row = torch.arange(m, device=best.device)
     return Clusters(labels[row, :, best], signs[row, :, best], total[row, best])
+
+
+def _at_rest(
+    gram: Tensor, weights: Tensor, start: tuple[Tensor, Tensor, Tensor], k: int, align: bool
+) -> tuple[Tensor, Tensor]:
+    """Labels and signs (m, R, s) that Lloyd's steps change no more."""
+    labels, signs, distances = start
+    labels, signs = _fill_empty(labels, signs.float(), weights, distances, k)
+    own = gram.diagonal(dim1=-2, dim2=-1)[:, :, None]
+    counts = (weights > 0)[:, :, None]
+    alone = _large(gram)
+    inertia = torch.full_like(labels[:, :1], math.inf, dtype=gram.dtype)
+    rest = labels.clone(), signs.clone()
+    busy = torch.arange(labels.shape[-1], device=gram.device)
+    for _ in range(MAX_STEPS):
+        half, cross = _to_means(gram, weights, labels, signs, k)
+        nearest, new = (half - cross.abs() if align else half - cross).min(-1)
+        distances = nearest.mul_(2).add_(own).clamp_min_(0)
+        lowered = (weights[:, :, None] * distances).sum(1, keepdim=True)
+        sign = sign_of(cross.gather(-1, new[..., None])[..., 0]) if align else signs
+        changed = (new != labels) | (sign != signs)
+        moved = (changed & counts).any(1, keepdim=True) & (lowered < inertia)
+        if not bool(moved.any()):
+            break
+        # A start that has come to rest stays as it is, whatever the others still do.
+        inertia = torch.where(moved, lowered, inertia)
+        labels = torch.where(moved, new, labels)
+        signs = torch.where(moved, sign, signs)
+        if alone:
+            on = moved.flatten()
+            busy, distances = busy[on], distances[:, :, on]
+            inertia, labels, signs = inertia[:, :, on], labels[:, :, on], signs[:, :, on]
+        labels, signs = _fill_empty(labels, signs, weights, distances, k)
+        rest[0][:, :, busy], rest[1][:, :, busy] = labels, signs
+    return rest
+
+
+def _large(gram: Tensor) -> bool:
+    """Whether every module's starts are worth being dropped as they come to rest."""
+    return gram.shape[-1] >= _ALONE_FROM and gram.device.type == "cpu"
 
 
 def sign_of(x: Tensor) -> Tensor:

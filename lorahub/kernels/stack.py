@@ -68,6 +68,26 @@ class Stack:
         weights = torch.tensor(self.weights, dtype=torch.float64)
         return weights.repeat_interleave(torch.tensor(self.ranks)).to(self.coefficients.device)
 
+    @property
+    def energies(self) -> Tensor:
+        """(m, T) float64: squared norms of the products B A of the adapters, without coefficients.
+
+        From the Gram matrices where they are known; of each adapter alone, which costs much
+        less, where they are not.
+        """
+        import torch
+
+        known, start, found = "gram_b" in vars(self) and "gram_a" in vars(self), 0, []
+        for rank in self.ranks:
+            part = slice(start, start + rank)
+            if known:
+                pair = self.gram_b[:, part, part], self.gram_a[:, part, part]
+            else:
+                pair = gram(self.B[:, :, part].mT), gram(self.A[:, part])
+            found.append((pair[0] * pair[1]).sum((-2, -1)))
+            start = part.stop
+        return torch.stack(found, -1)
+
     def to_device(self, device: torch.device) -> Stack:
         """The same stack on ``device``; the coefficients stay where float64 exists."""
         if self.B.device == device:
@@ -83,14 +103,6 @@ class Stack:
         if self.B.dtype == gram_b.dtype:
             vars(known).update(precise_grams=(gram_b, gram_a))
         return known
-
-    def known_grams(self, i: int) -> tuple[Tensor, Tensor] | None:
-        """The Gram matrices of module i, (1, R, R) each, where they were already computed."""
-        known = vars(self)
-        if "gram_b" not in known or "gram_a" not in known:
-            return None
-        one = slice(i, i + 1)
-        return self.gram_b[one].clone(), self.gram_a[one].clone()
 
     def module(self, i: int) -> Stack:
         """The stack of module i alone."""

@@ -87,8 +87,8 @@ def units_of(stack: Stack, gauge: Gauge) -> Units:
     return Units(
         left,
         right * to_a[:, :, None],
-        gram_b * to_b[:, :, None] * to_b[:, None, :],
-        gram_a * to_a[:, :, None] * to_a[:, None, :],
+        (gram_b * to_b[:, :, None]).mul_(to_b[:, None, :]),
+        (gram_a * to_a[:, :, None]).mul_(to_a[:, None, :]),
         torch.where(alive, weights, 0.0),
         sign_of(sums @ left)[:, 0],
         sum(present) / len(present) if present else 1.0,
@@ -123,17 +123,17 @@ def features_of(units: Units, features: Features) -> Tensor:
     if features == "raw":
         gram = units.gram_a + units.gram_b
     else:
-        gram = _correlation(units.gram_a) + _correlation(units.gram_b)
+        gram = _correlation(units.gram_a).add_(_correlation(units.gram_b))
     own = torch.where(units.weights > 0, gram.diagonal(dim1=-2, dim2=-1), 0.0)
     largest = own.amax(-1)[:, None, None]
     step = torch.where(largest > 0, largest, 1.0) * 2.0**-20
-    return (gram / step).round() * step
+    return (gram / step).round_().mul_(step)
 
 
 def _correlation(gram: Tensor) -> Tensor:
     norm = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
     norm = torch.where(norm > 0, norm, 1.0)
-    return gram / (norm[:, :, None] * norm[:, None, :])
+    return (gram / norm[:, :, None]).div_(norm[:, None, :])
 
 
 def clustered(

@@ -39,7 +39,7 @@ class Batches(Recipes):
 
         merger = Merger(self.config, self.catalog)
         items = self._ordered(recipes, merger)
-        sources = self._sources(items, listener)
+        sources = self._finder(items, listener)
         unchanged = unknown = read = written = 0
         seconds = 0.0
         for item in items:
@@ -132,7 +132,7 @@ class Batches(Recipes):
         device: str,
         listener: Listener,
     ) -> Generator[Outcome, None, None]:
-        one = _One(self, self._sources(items, _only_warnings(listener)), resume, device, None)
+        one = _One(self, self._finder(items, _only_warnings(listener)), resume, device, None)
         for item in items:
             yield hindered(item) or one(item)
 
@@ -145,7 +145,7 @@ class Batches(Recipes):
             listener: Listener,
         ) -> Generator[Outcome, None, None]:
             # Sources are pulled here once; the workers find them in the catalog.
-            find = self._sources(items, _only_warnings(listener))
+            find = self._finder(items, _only_warnings(listener))
             names = {item.name for item in items}
             for source in sorted({s for item in items for s in item.sources} - names):
                 try:
@@ -167,7 +167,7 @@ class Batches(Recipes):
 
         return ordered(named())
 
-    def _sources(self, items: Iterable[Item], listener: Listener) -> Callable[[str], Adapter]:
+    def _finder(self, items: Iterable[Item], listener: Listener) -> Callable[[str], Adapter]:
         """What finds a source, each only once unless the batch itself makes it."""
         return self._remembering({item.name for item in items}, listener)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lorahub.errors import ConflictError
 from lorahub.events import Listener, ignore
+from lorahub.extracting import Extracted, Extractor, Request
 from lorahub.integrity import check_unchanged
 from lorahub.output import new_folder
 from lorahub.workspace.pulling import Pulling
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Deriving(Pulling):
-    """Compressed models."""
+    """Compressed models, and adapters extracted from models."""
 
     def compress(
         self,
@@ -54,3 +55,28 @@ class Deriving(Pulling):
                 force=force,
                 listener=listener,
             )
+
+    def extract(
+        self, request: Request, *, force: bool = False, listener: Listener = ignore
+    ) -> Extracted:
+        """Extract a LoRA from a base model and a fine-tuned one (`lorahub.engine.extract`).
+
+        The folder gets the weights, their config, ``extracted.json`` (the record) and a model
+        card. Finished modules are kept when the extraction is stopped: the same call goes on from
+        there. A repeat that would give the same result leaves what is there.
+
+        Args:
+            request: The models, the size, and where the result goes.
+            force: Replace an output of the same name or folder.
+            listener: Receives the phases ``hash`` and ``extract``, and a warning for what the
+                adapter cannot carry.
+
+        Raises:
+            UsageError: There is no size or no output.
+            InvalidRecipeError: A parameter is out of bounds.
+            InvalidAdapterError: A folder is no model, or a weight holds NaN or Inf.
+            IncompatibleError: The models are not of one architecture, or do not differ.
+            ConflictError: The output exists and is something else.
+            StorageError: The disk is full or failing.
+        """
+        return Extractor(self.config, self.catalog).extract(request, force=force, listener=listener)

@@ -1,9 +1,6 @@
-"""Looking into the catalog, and taking things out of it."""
+"""Looking into the catalog."""
 
 from __future__ import annotations
-
-import shutil
-from collections.abc import Sequence
 
 from lorahub.adapter import Adapter
 from lorahub.lookup import get
@@ -38,25 +35,17 @@ class Finding(Base):
         )
 
     def search(self, words: str, *, limit: int = 50) -> list[AdapterSummary]:
-        """Full-text search, best first."""
+        """Full-text search, best first; without hits, for the `corrected` words."""
         return self.catalog.search(words, limit=limit)
+
+    def corrected(self, words: str) -> str:
+        """The words, with each that nothing has replaced by the nearest that something has."""
+        return self.catalog.corrected(words)
+
+    def count(self, where: AdapterFilter | None = None) -> int:
+        """How many adapters match."""
+        return self.catalog.count(where)
 
     def parents(self, adapter: Adapter) -> tuple[ParentLink, ...]:
         """What a merged adapter came from, in recipe order."""
         return self.catalog.parents(adapter.id)
-
-    def remove(self, references: Sequence[str], *, files: bool = False) -> tuple[Adapter, ...]:
-        """Take adapters out of the catalog; with ``files``, also delete merged folders.
-
-        Files of the Hub's cache and of the user's own folders are never deleted.
-
-        Raises:
-            NotFoundError: A reference names nothing; then none is removed.
-        """
-        adapters = tuple(self.get(reference) for reference in references)
-        for adapter in adapters:
-            self.catalog.remove(adapter.id)
-            ours = adapter.origin.folder.is_relative_to(self.config.home)
-            if files and ours:
-                shutil.rmtree(adapter.origin.folder, ignore_errors=True)
-        return adapters

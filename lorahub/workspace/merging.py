@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from lorahub.adapter import Adapter
 from lorahub.events import Listener, ignore
+from lorahub.extracting import Extractor
+from lorahub.extraction import Extraction
 from lorahub.merging import Merged, Merger, plan_for
 from lorahub.record import Verification
 from lorahub.workspace.publishing import Publishing
@@ -103,12 +105,16 @@ class Merging(Pulling, Publishing):
             self.push(name, push.repo, private=push.private, remote=push.remote)
 
     def verify(self, reference: str, *, listener: Listener = ignore) -> Verification:
-        """Recompute a merged adapter from its lineage and compare.
+        """Recompute a merged or extracted adapter from its lineage and compare.
 
         Raises:
-            UsageError: It is not the result of a merge.
+            UsageError: It is the result of neither.
             NotFoundError: A source is no longer in the catalog.
             IntegrityError: A source or the result changed since the merge.
             VerificationError: It is further from its definition than its dtype allows.
         """
-        return Merger(self.config, self.catalog).verify(self.get(reference), listener)
+        adapter = self.get(reference)
+        extraction = Extraction.read(adapter.origin.folder)
+        if extraction is not None:
+            return Extractor(self.config, self.catalog).verify(adapter, extraction, listener)
+        return Merger(self.config, self.catalog).verify(adapter, listener)

@@ -25,7 +25,10 @@ class Publishing(Finding):
         return publishable(self.get(reference))
 
     def export(self, reference: str, folder: Path, *, format_name: str = "peft") -> Path:
-        """Copy an adapter into a new folder as PEFT reads it.
+        """Write an adapter into a new folder as PEFT reads it.
+
+        ``peft`` copies its files; ``equal-ranks`` writes its deltas with one rank for all
+        modules and scaling 1, for programs that know no patterns (llama.cpp, vLLM).
 
         Raises:
             UsageError: An unknown format.

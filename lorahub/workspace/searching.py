@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Generator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorahub.adapter import Adapter
-from lorahub.errors import LorahubError, NotFoundError, UsageError
+from lorahub.errors import LorahubError, UsageError
 from lorahub.events import Advanced, Listener, PhaseStarted, Warned, ignore
 from lorahub.merging import Merger
 from lorahub.workspace.batches import Batches
@@ -154,8 +154,14 @@ class _Run:
 
     def tidy(self) -> None:
         """Remove the result of the last trial."""
-        with suppress(NotFoundError):
-            self._workspace.remove([self._trial], files=True)
+        catalog = self._workspace.catalog
+        found = catalog.by_name(self._trial)
+        if (
+            found is not None
+            and found.origin.folder == self._workspace.config.adapters / self._trial
+        ):
+            catalog.remove(found.id)
+            shutil.rmtree(found.origin.folder, ignore_errors=True)
 
     def _merge(self, recipe: Recipe) -> Adapter:
         from lorahub.batch import Item

@@ -8,41 +8,45 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+Json = sa.JSON().with_variant(sa.Text(), "postgresql")
+Text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+Count = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
 
 def upgrade() -> None:
     op.create_table(
         "adapters",
         sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("created_at", sa.Text(), nullable=False),
-        sa.Column("source", sa.Text(), nullable=False),
-        sa.Column("folder", sa.Text(), nullable=False),
-        sa.Column("repo_id", sa.Text(), nullable=True),
-        sa.Column("revision", sa.Text(), nullable=True),
-        sa.Column("requested_revision", sa.Text(), nullable=True),
-        sa.Column("endpoint", sa.Text(), nullable=True),
-        sa.Column("method", sa.Text(), nullable=True),
-        sa.Column("base_model", sa.Text(), nullable=True),
+        sa.Column("name", Text, nullable=False),
+        sa.Column("created_at", Text, nullable=False),
+        sa.Column("source", Text, nullable=False),
+        sa.Column("folder", Text, nullable=False),
+        sa.Column("repo_id", Text, nullable=True),
+        sa.Column("revision", Text, nullable=True),
+        sa.Column("requested_revision", Text, nullable=True),
+        sa.Column("endpoint", Text, nullable=True),
+        sa.Column("method", Text, nullable=True),
+        sa.Column("base_model", Text, nullable=True),
         sa.Column("rank_min", sa.Integer(), nullable=False),
         sa.Column("rank_max", sa.Integer(), nullable=False),
-        sa.Column("targets", sa.JSON(), nullable=False),
-        sa.Column("dtype", sa.Text(), nullable=False),
-        sa.Column("parameters", sa.Integer(), nullable=False),
+        sa.Column("targets", Json, nullable=False),
+        sa.Column("dtype", Text, nullable=False),
+        sa.Column("parameters", Count, nullable=False),
         sa.Column("module_count", sa.Integer(), nullable=False),
-        sa.Column("weights_bytes", sa.Integer(), nullable=False),
-        sa.Column("license", sa.Text(), nullable=True),
-        sa.Column("content_hash", sa.Text(), nullable=False),
-        sa.Column("refusals", sa.JSON(), nullable=False),
-        sa.Column("format", sa.Text(), nullable=False),
-        sa.Column("peft_type", sa.Text(), nullable=True),
-        sa.Column("task_type", sa.Text(), nullable=True),
-        sa.Column("weights_file", sa.Text(), nullable=False),
-        sa.Column("weights_sha256", sa.Text(), nullable=False),
-        sa.Column("config_sha256", sa.Text(), nullable=False),
-        sa.Column("warnings", sa.JSON(), nullable=False),
-        sa.Column("tags", sa.JSON(), nullable=False),
-        sa.Column("config", sa.JSON(), nullable=False),
-        sa.Column("card", sa.Text(), nullable=False),
+        sa.Column("weights_bytes", Count, nullable=False),
+        sa.Column("license", Text, nullable=True),
+        sa.Column("content_hash", Text, nullable=False),
+        sa.Column("refusals", Json, nullable=False),
+        sa.Column("format", Text, nullable=False),
+        sa.Column("peft_type", Text, nullable=True),
+        sa.Column("task_type", Text, nullable=True),
+        sa.Column("weights_file", Text, nullable=False),
+        sa.Column("weights_sha256", Text, nullable=False),
+        sa.Column("config_sha256", Text, nullable=False),
+        sa.Column("warnings", Json, nullable=False),
+        sa.Column("tags", Json, nullable=False),
+        sa.Column("config", Json, nullable=False),
+        sa.Column("card", Text, nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_adapters")),
         sa.UniqueConstraint("name", name=op.f("uq_adapters_name")),
     )
@@ -61,9 +65,9 @@ def upgrade() -> None:
         "exports",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("adapter_id", sa.Integer(), nullable=False),
-        sa.Column("folder", sa.Text(), nullable=False),
-        sa.Column("format", sa.Text(), nullable=False),
-        sa.Column("created_at", sa.Text(), nullable=False),
+        sa.Column("folder", Text, nullable=False),
+        sa.Column("format", Text, nullable=False),
+        sa.Column("created_at", Text, nullable=False),
         sa.ForeignKeyConstraint(
             ["adapter_id"], ["adapters.id"], name=op.f("fk_exports_adapter_id"), ondelete="CASCADE"
         ),
@@ -76,11 +80,11 @@ def upgrade() -> None:
         sa.Column("adapter_id", sa.Integer(), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("parent_id", sa.Integer(), nullable=True),
-        sa.Column("reference", sa.Text(), nullable=False),
-        sa.Column("content_hash", sa.Text(), nullable=False),
+        sa.Column("reference", Text, nullable=False),
+        sa.Column("content_hash", Text, nullable=False),
         sa.Column("weight", sa.Double(), nullable=False),
-        sa.Column("repo_id", sa.Text(), nullable=True),
-        sa.Column("revision", sa.Text(), nullable=True),
+        sa.Column("repo_id", Text, nullable=True),
+        sa.Column("revision", Text, nullable=True),
         sa.ForeignKeyConstraint(
             ["adapter_id"], ["adapters.id"], name=op.f("fk_lineage_adapter_id"), ondelete="CASCADE"
         ),
@@ -95,17 +99,17 @@ def upgrade() -> None:
     op.create_table(
         "modules",
         sa.Column("adapter_id", sa.Integer(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("name", Text, nullable=False),
+        sa.Column("kind", Text, nullable=False),
         sa.Column("rank", sa.Integer(), nullable=False),
         sa.Column("d_in", sa.Integer(), nullable=False),
         sa.Column("d_out", sa.Integer(), nullable=False),
-        sa.Column("dtype_a", sa.Text(), nullable=False),
-        sa.Column("dtype_b", sa.Text(), nullable=False),
+        sa.Column("dtype_a", Text, nullable=False),
+        sa.Column("dtype_b", Text, nullable=False),
         sa.Column("alpha", sa.Double(), nullable=False),
         sa.Column("scaling", sa.Double(), nullable=False),
-        sa.Column("key_a", sa.Text(), nullable=False),
-        sa.Column("key_b", sa.Text(), nullable=False),
+        sa.Column("key_a", Text, nullable=False),
+        sa.Column("key_b", Text, nullable=False),
         sa.Column("hash_a", sa.LargeBinary(), nullable=False),
         sa.Column("hash_b", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(
@@ -117,11 +121,11 @@ def upgrade() -> None:
         "pushes",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("adapter_id", sa.Integer(), nullable=False),
-        sa.Column("repo_id", sa.Text(), nullable=False),
-        sa.Column("endpoint", sa.Text(), nullable=True),
-        sa.Column("revision", sa.Text(), nullable=False),
-        sa.Column("url", sa.Text(), nullable=False),
-        sa.Column("created_at", sa.Text(), nullable=False),
+        sa.Column("repo_id", Text, nullable=False),
+        sa.Column("endpoint", Text, nullable=True),
+        sa.Column("revision", Text, nullable=False),
+        sa.Column("url", Text, nullable=False),
+        sa.Column("created_at", Text, nullable=False),
         sa.ForeignKeyConstraint(
             ["adapter_id"], ["adapters.id"], name=op.f("fk_pushes_adapter_id"), ondelete="CASCADE"
         ),
@@ -131,17 +135,17 @@ def upgrade() -> None:
     op.create_table(
         "runs",
         sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("digest", sa.Text(), nullable=False),
-        sa.Column("state", sa.Text(), nullable=False),
-        sa.Column("recipe", sa.Text(), nullable=False),
-        sa.Column("method", sa.Text(), nullable=False),
-        sa.Column("target", sa.Text(), nullable=False),
-        sa.Column("host", sa.Text(), nullable=False),
+        sa.Column("digest", Text, nullable=False),
+        sa.Column("state", Text, nullable=False),
+        sa.Column("recipe", Text, nullable=False),
+        sa.Column("method", Text, nullable=False),
+        sa.Column("target", Text, nullable=False),
+        sa.Column("host", Text, nullable=False),
         sa.Column("pid", sa.Integer(), nullable=False),
-        sa.Column("started_at", sa.Text(), nullable=False),
-        sa.Column("ended_at", sa.Text(), nullable=True),
-        sa.Column("error", sa.Text(), nullable=True),
-        sa.Column("record", sa.Text(), nullable=True),
+        sa.Column("started_at", Text, nullable=False),
+        sa.Column("ended_at", Text, nullable=True),
+        sa.Column("error", Text, nullable=True),
+        sa.Column("record", Text, nullable=True),
         sa.Column("adapter_id", sa.Integer(), nullable=True),
         sa.ForeignKeyConstraint(
             ["adapter_id"], ["adapters.id"], name=op.f("fk_runs_adapter_id"), ondelete="SET NULL"
@@ -151,8 +155,16 @@ def upgrade() -> None:
     op.create_index(op.f("ix_runs_adapter_id"), "runs", ["adapter_id"], unique=False)
     op.create_index(op.f("ix_runs_digest"), "runs", ["digest"], unique=False)
 
-    op.execute(
-        "CREATE VIRTUAL TABLE adapters_fts USING fts5("
-        "name, base, tags, targets, card, "
-        "tokenize = 'unicode61 remove_diacritics 2', prefix = '2 3')"
-    )
+    if op.get_context().dialect.name == "sqlite":
+        op.execute(
+            "CREATE VIRTUAL TABLE adapters_fts USING fts5("
+            "name, base, tags, targets, card, "
+            "tokenize = 'unicode61 remove_diacritics 2', prefix = '2 3')"
+        )
+    else:
+        op.execute(
+            "CREATE TABLE adapters_fts ("
+            "id integer PRIMARY KEY REFERENCES adapters (id) ON DELETE CASCADE, "
+            "document tsvector NOT NULL)"
+        )
+        op.execute("CREATE INDEX ix_adapters_fts_document ON adapters_fts USING gin (document)")

@@ -1,0 +1,390 @@
+"""Extracting a LoRA from two full models: pin them, extract, record, catalogue; and check it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lorahub import formats
+from lorahub.adapter import Adapter, Origin, Source, canonical_base
+from lorahub.config import Config
+from lorahub.errors import (
+    ConflictError,
+    IntegrityError,
+    InvalidAdapterError,
+    InvalidRecipeError,
+    LorahubError,
+    NotFoundError,
+    StorageError,
+    UsageError,
+    VerificationError,
+)
+from lorahub.events import Advanced, Listener, PhaseStarted, Warned
+from lorahub.extraction import FILE_NAME, Extraction, LeftOut, ModelSource
+from lorahub.formats import checkpoint
+from lorahub.formats.card import read_card
+from lorahub.integrity import check_unchanged, file_sha256
+from lorahub.merging import closing_run, output_of
+from lorahub.output import new_folder
+from lorahub.record import Parent, Verification
+from store import Catalog, RunDraft
+
+if TYPE_CHECKING:
+    from lorahub.engine.model_pair import ModelPair
+
+_WEIGHTS = "adapter_model.safetensors"
+_SNAPSHOT = re.compile(
+    r"models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots/(?P<commit>[0-9a-f]{40})/?\Z"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to extract.
+
+    Attributes:
+        base: Folder of the base model.
+        finetuned: Folder of the fine-tuned model.
+        rank: Largest rank, or None.
+        energy: Share (0..1] of each difference's squared norm to keep, or None.
+        dtype: F32, F16 or BF16; None takes the fine-tuned model's.
+        base_model: Hub id of the base model; None takes what its folder tells.
+        name: Catalog name of the result, or None.
+        folder: Folder of the result, or None.
+    """
+
+    base: Path
+    finetuned: Path
+    rank: int | None = None
+    energy: float | None = None
+    dtype: str | None = None
+    base_model: str | None = None
+    name: str | None = None
+    folder: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """Outcome of an extraction; ``state`` is ``unchanged`` when the same was already there."""
+
+    adapter: Adapter
+    record: Extraction
+    state: Literal["extracted", "unchanged"]
+
+
+class Extractor:
+    """Extracts into one data folder and its catalog."""
+
+    def __init__(self, config: Config, catalog: Catalog) -> None:
+        self._config = config
+        self._catalog = catalog
+
+    def extract(self, request: Request, *, force: bool, listener: Listener) -> Extracted:
+        """Execute a request; see `lorahub.workspace.Workspace.extract`."""
+        from lorahub.engine.model_pair import ModelPair
+
+        _check(request)
+        name, target = output_of(request.name, request.folder, self._config)
+        folders = [p.expanduser().absolute() for p in (request.base, request.finetuned)]
+        with ModelPair.open(*folders) as pair:
+            base, finetuned = _pinned(pair, listener)
+            dtype = request.dtype or pair.dtype
+            base_model = request.base_model or base.repo_id or _named(folders[0])
+            digest = _digest(base, finetuned, request, dtype, base_model)
+            known = self._catalog.by_name(name)
+            done = self._already_there(name, target, digest, known, folders, force=force)
+            work = self._config.home / "extractions" / digest
+            if done is not None:
+                shutil.rmtree(work, ignore_errors=True)
+                return done
+            if base_model is None:
+                text = "the name of the base model is not known; give it with --base owner/name"
+                listener(Warned(text))
+            self._catalog.sweep_dead_runs()
+            run_id = self._catalog.begin_run(RunDraft(digest, "", "extract", str(target)))
+            with closing_run(self._catalog, run_id):
+                locks = self._config.home / "locks"
+                with new_folder(target, locks, replace=force) as partial, _kept(work, locks):
+                    record = _write(
+                        pair, request, partial, work, name,
+                        sources=(base, finetuned), dtype=dtype, base_model=base_model,
+                        digest=digest, listener=listener,
+                    )  # fmt: skip
+                adapter = self._catalogue(run_id, name, target, record, known, folders)
+        shutil.rmtree(work, ignore_errors=True)
+        return Extracted(adapter, record, "extracted")
+
+    def verify(self, adapter: Adapter, record: Extraction, listener: Listener) -> Verification:
+        """Recompute an extracted adapter; see `lorahub.workspace.Workspace.verify`."""
+        from lorahub.engine.extract import verify
+        from lorahub.engine.model_pair import ModelPair
+
+        check_unchanged(adapter)
+        if record.weights_sha256 != adapter.info.weights_sha256:
+            raise IntegrityError(f"the weights of '{adapter.name}' are not those of its record")
+        folders = [Path(p.reference) for p in self._catalog.parents(adapter.id)]
+        if not folders:
+            raise NotFoundError(
+                f"the catalog does not know which models '{adapter.name}' was extracted from",
+                hint="extract it again",
+            )
+        with ModelPair.open(*folders) as pair:
+            pinned = _pinned(pair, listener)
+            for folder, now, then in zip(
+                folders, pinned, (record.base, record.finetuned), strict=True
+            ):
+                if now.files != then.files:
+                    raise IntegrityError(
+                        f"the weights in {folder} changed since '{adapter.name}' was extracted",
+                        hint="extract it again",
+                    )
+            check = verify(
+                pair,
+                adapter.weights_path,
+                adapter.info.modules,
+                dtype=record.dtype,
+                listener=listener,
+            )
+        if not check.passed:
+            raise VerificationError(
+                f"'{adapter.name}' is off by {check.worst_error:.1e} in module "
+                f"'{check.worst_module}', {check.tolerance:.0e} is allowed",
+                hint="this is a defect of lorahub or of the files; please report it",
+            )
+        return check
+
+    def _already_there(
+        self,
+        name: str,
+        target: Path,
+        digest: str,
+        known: Adapter | None,
+        folders: list[Path],
+        *,
+        force: bool,
+    ) -> Extracted | None:
+        """The same result if it stands there already; room for it otherwise."""
+        record = Extraction.read(target) if target.is_dir() and not force else None
+        if (
+            record is not None
+            and record.digest == digest
+            and (known is None or known.origin.folder == target)
+            and file_sha256(target / _WEIGHTS) == record.weights_sha256
+        ):
+            if known is None:  # finished by a process that was killed before it could say so
+                run_id = self._catalog.begin_run(RunDraft(digest, "", "extract", str(target)))
+                known = self._catalogue(run_id, name, target, record, None, folders)
+            return Extracted(known, record, "unchanged")
+        if known is not None and not force:
+            raise ConflictError(
+                f"an adapter named '{name}' is already in the catalog",
+                hint="choose another --name, or pass --force to replace it",
+            )
+        return None
+
+    def _catalogue(
+        self,
+        run_id: int,
+        name: str,
+        target: Path,
+        record: Extraction,
+        replaced: Adapter | None,
+        folders: list[Path],
+    ) -> Adapter:
+        info = formats.inspect(target)
+        adapter = Adapter(name, Origin(Source.EXTRACT, target), info, method="extract")
+        # The result is the fine-tuned model minus the base model.
+        models = zip(folders, (record.base, record.finetuned), (-1.0, 1.0), strict=True)
+        parents = [
+            Parent(
+                str(folder), source.content_hash, weight, source.repo_id, source.revision,
+                license=source.license,
+            )
+            for folder, source, weight in models
+        ]  # fmt: skip
+        return self._catalog.finish_run(
+            run_id,
+            adapter,
+            [(parent, None) for parent in parents],
+            record.to_json(),
+            replaces=replaced.id if replaced else None,
+        )
+
+
+@contextmanager
+def _kept(work: Path, locks: Path) -> Iterator[None]:
+    """Hold the folder of finished modules, which stays when the block is stopped.
+
+    It goes when the block fails for a reason that repeating it would not change.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(locks / f"{work.name[:32]}.lock", timeout=0):
+            work.mkdir(parents=True, exist_ok=True)
+            try:
+                yield
+            except StorageError:
+                raise
+            except LorahubError:
+                shutil.rmtree(work, ignore_errors=True)
+                raise
+    except Timeout as error:
+        raise ConflictError("another lorahub is extracting just this right now") from error
+
+
+def _write(
+    pair: ModelPair,
+    request: Request,
+    folder: Path,
+    work: Path,
+    name: str,
+    *,
+    sources: tuple[ModelSource, ModelSource],
+    dtype: str,
+    base_model: str | None,
+    digest: str,
+    listener: Listener,
+) -> Extraction:
+    from lorahub.card import render_extraction
+    from lorahub.engine.extract import extract, overall_error
+    from lorahub.engine.plan import LORAHUB_VERSION
+
+    if pair.dtypes_differ:
+        listener(Warned("the two models are stored in different dtypes: what rounding did counts"))
+    left_out = tuple(pair.left_out())
+    _warn_of(left_out, listener)
+    modules, unchanged = extract(
+        pair,
+        work,
+        folder / _WEIGHTS,
+        rank=request.rank,
+        energy=request.energy,
+        dtype=dtype,
+        listener=listener,
+    )
+    config = formats.peft.config_for(
+        {m.name: m.rank for m in modules},
+        base_model=base_model,
+        task_type=None,
+        fan_in_fan_out=pair.transposed,
+    )
+    (folder / formats.peft.CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+    info = formats.inspect(folder)
+    record = Extraction(
+        digest=digest,
+        lorahub=LORAHUB_VERSION,
+        base=sources[0],
+        finetuned=sources[1],
+        base_model=base_model,
+        rank=request.rank,
+        energy=request.energy,
+        dtype=dtype,
+        error=overall_error(modules),
+        modules=modules,
+        unchanged=unchanged,
+        left_out=left_out,
+        weights_sha256=info.weights_sha256,
+    )
+    (folder / FILE_NAME).write_text(record.to_json(), encoding="utf-8")
+    card = render_extraction(record, info, name=name)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return record
+
+
+def _warn_of(left_out: tuple[LeftOut, ...], listener: Listener) -> None:
+    """One warning for each tensor of another shape or of one model alone, one for the others."""
+    changed = [t for t in left_out if t.reason == "changed"]
+    for tensor in left_out:
+        if tensor.reason != "changed":
+            listener(Warned(f"not in the adapter: '{tensor.name}' {tensor.reason}"))
+    if changed:
+        most = max(changed, key=lambda t: t.change or 0.0)
+        by = "" if most.change is None else f" by {most.change:.2%}"
+        listener(
+            Warned(
+                f"not in the adapter: {len(changed)} tensors that changed but are no linear weight "
+                f"of a block (most: '{most.name}'{by})"
+            )
+        )
+
+
+def _check(request: Request) -> None:
+    if request.rank is None and request.energy is None:
+        raise UsageError("an extraction needs a size", hint="give --rank K, --energy 0.9, or both")
+    if request.rank is not None and request.rank < 1:
+        raise InvalidRecipeError(f"rank {request.rank} is no rank", hint="give 1 or more")
+    if request.energy is not None and not 0 < request.energy <= 1:
+        raise InvalidRecipeError(
+            f"energy {request.energy} is no share", hint="give a number over 0, up to 1"
+        )
+    if request.dtype not in {None, "F32", "F16", "BF16"}:
+        raise InvalidRecipeError(f"dtype '{request.dtype}' is not one of F32, F16, BF16")
+    if request.base_model is not None and canonical_base(request.base_model) is None:
+        raise InvalidRecipeError(
+            f"base model '{request.base_model}' is not a Hub id", hint="give it as owner/name"
+        )
+
+
+def _pinned(pair: ModelPair, listener: Listener) -> tuple[ModelSource, ModelSource]:
+    """Both models with the hashes of their weights."""
+    models = (pair.base, pair.finetuned)
+    listener(PhaseStarted("hash", sum(len(m.files) for m in models), "files"))
+    done, found = 0, []
+    for model in models:
+        hashes: dict[str, str] = {}
+        for file in model.files:
+            try:
+                hashes[file.path.name] = file_sha256(file.path)
+            except OSError as error:
+                raise InvalidAdapterError(
+                    f"{file.path}: cannot be read ({error.strerror})"
+                ) from error
+            done += 1
+            listener(Advanced("hash", done, file.path.name))
+        snapshot = _SNAPSHOT.search(model.folder.as_posix())
+        repo_id = f"{snapshot['owner']}/{snapshot['name']}" if snapshot else None
+        found.append(
+            ModelSource(
+                name=repo_id or model.folder.name,
+                files=hashes,
+                repo_id=repo_id,
+                revision=snapshot["commit"] if snapshot else None,
+                license=read_card(model.folder).license,
+            )
+        )
+    return found[0], found[1]
+
+
+def _named(folder: Path) -> str | None:
+    """The Hub id that a model's config says it was loaded from."""
+    return canonical_base(checkpoint.read_config(folder).get("_name_or_path"))
+
+
+def _digest(
+    base: ModelSource,
+    finetuned: ModelSource,
+    request: Request,
+    dtype: str,
+    base_model: str | None,
+) -> str:
+    """sha256 (hex) over everything that determines the result's bytes."""
+    from lorahub.engine.plan import LORAHUB_VERSION
+
+    body = {
+        "lorahub": LORAHUB_VERSION,
+        "base": dict(base.files),
+        "finetuned": dict(finetuned.files),
+        "rank": request.rank,
+        "energy": request.energy,
+        "dtype": dtype,
+        "base_model": base_model,
+    }
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
