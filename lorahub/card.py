@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from urllib.parse import quote
 
@@ -26,6 +27,7 @@ def render_card(
     paper: str,
     recipe: str,
     repo_id: str | None = None,
+    figures: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
     """README.md for a merge: YAML metadata and a body for a reader. Names no local path.
 
@@ -36,9 +38,21 @@ def render_card(
         paper: Where the method comes from.
         recipe: Text of the pinned recipe.
         repo_id: Where it is published, or None while that is open.
+        figures: What was found of it, by suite and by name of the figure.
     """
     head = _metadata(info, record.base_model, common_license(record), ("merge",))
-    return f"---\n{head}---\n\n{_body(record, info, name, paper, recipe, repo_id)}"
+    body = _body(record, info, name, paper, recipe, repo_id, _figures(figures or {}))
+    return f"---\n{head}---\n\n{body}"
+
+
+def _figures(figures: Mapping[str, Mapping[str, float]]) -> str:
+    rows = [
+        f"| {_plain(suite)} | {_plain(key)} | {value:.4g} |"
+        for suite, found in figures.items()
+        for key, value in found.items()
+    ]
+    head = ["## Evaluation", "", "| suite | figure | value |", "|---|---|---|"]
+    return "\n".join(["", *head, *rows, ""]) if rows else ""
 
 
 def render_plain_card(info: AdapterInfo, *, name: str, repo_id: str) -> str:
@@ -158,7 +172,13 @@ def _loading(info: AdapterInfo, base_model: str | None, name: str, repo_id: str 
 
 
 def _body(
-    record: Record, info: AdapterInfo, name: str, paper: str, recipe: str, repo_id: str | None
+    record: Record,
+    info: AdapterInfo,
+    name: str,
+    paper: str,
+    recipe: str,
+    repo_id: str | None,
+    figures: str,
 ) -> str:
     check = record.verification
     rows = "\n".join(
@@ -200,7 +220,7 @@ Recomputed from the sources in float64 by another path than the merge's own.
 | worst module | {check.worst_error:.1e} (`{_code(check.worst_module)}`) |
 | allowed for {record.dtype} | {check.tolerance:.1e} |
 | distance from the exact weighted sum | {check.truncation:.1%} |
-{notes}
+{notes}{figures}
 ## Use
 
 {_loading(info, record.base_model, name, repo_id)}

@@ -135,6 +135,36 @@ def curves(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> Panel:
     return Panel(left + _CURVE_WIDTH + 60 + 7 * names, height, tuple(lines))
 
 
+def progress(title: str, values: Sequence[float | None]) -> Panel:
+    """A line over the trials 1, 2, ..., from the smallest to the largest value there is.
+
+    Args:
+        title: What the values are.
+        values: One per trial; None where there is none yet.
+    """
+    low, high = _range([values])
+    left, top, bottom = 80, _ROW + 8, _ROW + 8 + _CURVE_HEIGHT
+    step = _CURVE_WIDTH / max(len(values) - 1, 1)
+    points = " ".join(
+        f"{left + j * step:.1f},{bottom - _CURVE_HEIGHT * _share(v, low, high):.1f}"
+        for j, v in enumerate(values)
+        if v is not None
+    )
+    return Panel(
+        left + _CURVE_WIDTH + 60,
+        bottom + 14 + _GAP,
+        (
+            _text(0, _ROW - 4, title, kind="title"),
+            f'<path class="axis" fill="none" d="M{left} {top}V{bottom}H{left + _CURVE_WIDTH}"/>',
+            _text(left - 6, top + 8, f"{high:.4g}", anchor="end"),
+            _text(left - 6, bottom, f"{low:.4g}", anchor="end"),
+            _text(left, bottom + 14, "1", anchor="middle"),
+            _text(left + _CURVE_WIDTH, bottom + 14, f"trial {len(values)}", anchor="middle"),
+            f'<polyline class="curve" stroke="{_HUES[0]}" points="{points}"/>',
+        ),
+    )
+
+
 def scatter(points: Sequence[tuple[str, str, float, float]], title: str) -> str:
     """Named points in the plane, coloured by group.
 

@@ -357,7 +357,7 @@ def test_an_extraction_is_published_with_its_repository_in_its_card(tmp_path: Pa
     adapter = Adapter("tuned", Origin(Source.MERGE, folder), info)
 
     def pushed() -> str:
-        with prepared(adapter, "me/tuned") as files:
+        with prepared(adapter, "me/tuned", {}) as files:
             assert {f.name for f in files} == {p.name for p in folder.iterdir()}
             return next(f for f in files if f.name == "README.md").read_text()
 

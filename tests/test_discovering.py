@@ -581,7 +581,7 @@ def test_a_moved_main_never_changes_a_recorded_run(
     folder = merged.adapter.origin.folder
     pinned = tmp_path / "recipe.yaml"
     shutil.copy(folder / "recipe.yaml", pinned)
-    from lorahub.recipe import load_recipe
+    from lorahub.recipe_file import load_recipe
 
     recipe = load_recipe(pinned)
     output = recipe.output.model_copy(update={"name": None, "folder": tmp_path / "again"})
