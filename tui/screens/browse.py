@@ -25,7 +25,7 @@ from tui.screens.export import ExportDialog
 from tui.screens.push import PushDialog
 from tui.widgets.detail import Detail
 from tui.widgets.facets import Facets
-from tui.widgets.paged_table import PAGE, PagedTable, Row
+from tui.widgets.paged_table import PagedTable, Row
 
 OF_A_ROW = {"pick", "export", "push", "remove", "copy", "look", "verify"}
 
@@ -104,8 +104,8 @@ class BrowseScreen(BrowseReading):
         self._restoring = False
         cursor = names.index(wanted) if wanted in names else 0
         self.table.reset(event.count, self._rows(event.rows), cursor=cursor)
-        title = f"{event.count:,} by {state.sort}{' (reversed)' if state.descending else ''}"
-        self.table.border_title = title
+        order = " (reversed)" if state.descending else ""
+        self.table.border_title = f"{event.count:,} by {state.sort}{order}"
         problem = event.query.problem
         self.table.border_subtitle = escape(problem) if problem else None
         self.query_one("#filter", Input).set_class(problem is not None, "-invalid")
@@ -157,7 +157,7 @@ class BrowseScreen(BrowseReading):
 
     def on_paged_table_wanted(self, event: PagedTable.Wanted) -> None:
         """Read the page."""
-        self.read_page(self.filter, event.first // PAGE * PAGE, event.generation)
+        self.read_page(self.filter, event.first, event.generation)
 
     def on_paged_table_highlighted(self, event: PagedTable.Highlighted) -> None:
         """Describe the adapter."""
@@ -170,8 +170,7 @@ class BrowseScreen(BrowseReading):
 
     def on_paged_table_opened(self) -> None:
         """Enter goes to the details."""
-        self.query_one(Detail).remove_class("-hidden")
-        self.query_one(Detail).query_one("Tabs").focus()
+        self.query_one(Detail).remove_class("-hidden").query_one("Tabs").focus()
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Filter as you type."""
@@ -192,8 +191,6 @@ class BrowseScreen(BrowseReading):
         """Read again, here and elsewhere."""
         app_of(self).announce_change()
 
-    # Actions
-
     def why_not(self, name: str) -> str | None:
         """Most actions need an adapter under the cursor."""
         if name in OF_A_ROW and self.row is None:
@@ -210,9 +207,8 @@ class BrowseScreen(BrowseReading):
 
     def do_clear_filter(self) -> None:
         """An empty filter, or only back to the table from elsewhere."""
-        line = self.query_one("#filter", Input)
-        if self.table.has_focus or line.has_focus:
-            line.value = ""
+        if self.table.has_focus or self.query_one("#filter").has_focus:
+            self.query_one("#filter", Input).value = ""
         self.table.focus()
 
     def do_pick(self) -> None:
