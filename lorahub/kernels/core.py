@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lorahub.kernels.lowrank import whitened
-from lorahub.kernels.stack import Mix, Stack, products
+from lorahub.kernels.stack import Mix, Stack, factorised, products
 
 _NEGLIGIBLE = 1e-6
 """Singular values below this share of the largest count as zero."""
@@ -92,7 +93,7 @@ def merged(stack: Stack, combine: Combine, rank: int | None = None) -> Mix:
     """
     space = core_space(stack)
     core = combine(space) if len(space.cores) > 1 else space.total
-    U, sigma, Vh = torch.linalg.svd(core)
+    U, sigma, Vh = _svd(core)
     return _mix(stack, space, U, sigma, Vh, rank)
 
 
@@ -106,7 +107,7 @@ def flattened(stack: Stack, combine: Combine, rank: int | None = None) -> Mix:
     space = core_space(stack)
     if len(space.cores) < 2:
         return merged(stack, combine, rank)
-    U, sigma, Vh = torch.linalg.svd(combine(space))
+    U, sigma, Vh = _svd(combine(space))
     alive = _alive(sigma, space)
     level = (sigma * alive).sum(-1) / alive.sum(-1).clamp_min(1)
     return _mix(stack, space, U, level[:, None] * alive, Vh, rank, importance=sigma * alive)
@@ -129,8 +130,13 @@ def _mix(
         products(Vh[:, :k] * root[:, :, None], space.right),
         sigma=sigma[:, :k],
         importance=None if importance is None else importance[:, :k],
-        precise=True,
+        precise=(True,) * len(U),
     )
+
+
+def _svd(X: Tensor) -> tuple[Tensor, ...]:
+    """U, the singular values and Vᵀ, thin."""
+    return factorised(partial(torch.linalg.svd, full_matrices=False), X)
 
 
 def _alive(sigma: Tensor, space: CoreSpace) -> Tensor:
@@ -140,7 +146,7 @@ def _alive(sigma: Tensor, space: CoreSpace) -> Tensor:
 
 def polar(X: Tensor) -> Tensor:
     """The nearest matrix with orthonormal columns (or rows); dependent directions become zero."""
-    P, sigma, Qh = torch.linalg.svd(X, full_matrices=False)
+    P, sigma, Qh = _svd(X)
     kept = sigma > sigma[..., :1] * _NEGLIGIBLE
     return products(P * kept[..., None, :], Qh)
 
@@ -158,7 +164,7 @@ def task_singular_vectors(space: CoreSpace, keep: int | None) -> Tensor:
     parts = []
     for core, rank in zip(space.cores, space.ranks, strict=True):
         k = min(rank, keep or rank)
-        U, sigma, Vh = torch.linalg.svd(core)
+        U, sigma, Vh = _svd(core)
         parts.append((U[:, :, :k], sigma[:, :k], Vh.mT[:, :, :k]))
     return _orthogonalised(space, parts)
 
@@ -182,7 +188,7 @@ def common_and_specific(space: CoreSpace, common: float) -> Tensor:
 
 def _dimension(gram: Tensor) -> Tensor:
     """(m,): the rank of vectors with that Gram matrix."""
-    squares = torch.linalg.eigvalsh(gram)
+    (squares,) = factorised(lambda X: (torch.linalg.eigvalsh(X),), gram)
     dimension: Tensor = (squares > squares[:, -1:] * _NEGLIGIBLE**2).sum(-1)
     return dimension
 
@@ -190,12 +196,12 @@ def _dimension(gram: Tensor) -> Tensor:
 def _common_and_specific(space: CoreSpace, size: int, common: float) -> Tensor:
     tasks = len(space.cores)
     specific = min(round((1 - common) * size / tasks), size // tasks)
-    U, sigma, Vh = torch.linalg.svd(space.total)
+    U, sigma, Vh = _svd(space.total)
     first = slice(0, size - tasks * specific)
     parts = [(U[:, :, first], sigma[:, first], Vh.mT[:, :, first])]
     for core in space.cores:
         own = core - products(parts[0][0], products(parts[0][0].mT, core))
-        U, sigma, Vh = torch.linalg.svd(own)
+        U, sigma, Vh = _svd(own)
         parts.append((U[:, :, :specific], sigma[:, :specific], Vh.mT[:, :, :specific]))
     return _orthogonalised(space, parts)
 
@@ -215,7 +221,7 @@ def centred(space: CoreSpace, keep: int) -> Tensor:
     mean = space.cores.mean(0)
     total = mean
     for core in space.cores:
-        U, sigma, Vh = torch.linalg.svd(core - mean)
+        U, sigma, Vh = _svd(core - mean)
         total = total + products(U[:, :, :keep] * sigma[:, None, :keep], Vh[:, :keep])
     return total
 
@@ -226,8 +232,8 @@ def axes_of_deltas(space: CoreSpace) -> Axes:
     They depend on the deltas alone, not on how those are split into factors. Axes of no length
     are zero.
     """
-    U, left, _ = torch.linalg.svd(torch.cat(list(space.cores), -1), full_matrices=False)
-    _, right, Vh = torch.linalg.svd(torch.cat(list(space.cores), -2), full_matrices=False)
+    U, left, _ = _svd(torch.cat(list(space.cores), -1))
+    _, right, Vh = _svd(torch.cat(list(space.cores), -2))
     return (
         U * _alive(left, space)[:, None, :],
         Vh.mT * _alive(right, space)[:, None, :],
@@ -252,7 +258,7 @@ def _factors_svd(stack: Stack, space: CoreSpace) -> list[tuple[Tensor, Tensor]]:
     half = stack.coefficients.abs().sqrt()
     sides = zip((space.left, space.right.mT), stack.precise_grams, strict=True)
     # The transposed basis times the Gram matrix: the stacked factors' coordinates.
-    found = (torch.linalg.svd(products(W.mT, gram) * half[:, None, :]) for W, gram in sides)
+    found = (_svd(products(W.mT, gram) * half[:, None, :]) for W, gram in sides)
     return [(U, sigma) for U, sigma, _ in found]
 
 
