@@ -60,8 +60,7 @@ class Stack:
     @cached_property
     def precise_grams(self) -> tuple[Tensor, Tensor]:
         """(BᵀB, AAᵀ) with products in float64, for stacks that are nearly dependent."""
-        B, A = _core_home(self.B).double(), _core_home(self.A).double()
-        return gram(B.mT), gram(A)
+        return gram(_core_home(self.B).mT, precise=True), gram(_core_home(self.A), precise=True)
 
     @cached_property
     def unit_weights(self) -> Tensor:
@@ -256,9 +255,9 @@ class Mix:
             left, right = (x.to(stack.B.device, dtype) for x in (self.left, self.right))
             return Factors(stack.B * left[:, None, :], stack.A * right[:, :, None])
         if any(self.precise):
-            B, A = _core_home(stack.B).double(), _core_home(stack.A).double()
-            B, A = products(B, self.left), products(self.right, A)
-            return Factors(B.to(stack.B.device, dtype), A.to(stack.B.device, dtype))
+            B, A = _core_home(stack.B), _core_home(stack.A)
+            B, A = products(B, self.left).to(dtype), products(self.right, A).to(dtype)
+            return Factors(B.to(stack.B.device), A.to(stack.B.device))
         left, right = (x.to(stack.B.device, dtype) for x in (self.left, self.right))
         return Factors(products(stack.B, left), products(right, stack.A))
 
@@ -307,14 +306,18 @@ def _balanced(scale: float) -> tuple[float, float]:
 
 
 def products(X: Tensor, Y: Tensor) -> Tensor:
-    """``X @ Y`` over a batch; on a CPU matrix by matrix, so that no bit depends on the batch."""
+    """``X @ Y`` over a batch, in the wider dtype of both.
+
+    On a CPU matrix by matrix, so that no bit depends on the batch.
+    """
     import torch
 
+    dtype = torch.promote_types(X.dtype, Y.dtype)
     if X.device.type != "cpu":
-        return torch.bmm(X, Y)
-    out = torch.empty(*X.shape[:-1], Y.shape[-1], dtype=X.dtype)
+        return torch.bmm(X.to(dtype), Y.to(dtype))
+    out = torch.empty(*X.shape[:-1], Y.shape[-1], dtype=dtype)
     aligned = _aligned(out)
-    for x, y, o in zip(_apart(X), _apart(Y), out, strict=True):
+    for x, y, o in zip(_apart(X, dtype), _apart(Y, dtype), out, strict=True):
         if aligned:
             torch.mm(x, y, out=o)
         else:
@@ -322,17 +325,22 @@ def products(X: Tensor, Y: Tensor) -> Tensor:
     return out
 
 
-def gram(X: Tensor) -> Tensor:
-    """``X Xᵀ`` of a batch of wide matrices, (m, R, R) float64, from products in X's dtype."""
+def gram(X: Tensor, *, precise: bool = False) -> Tensor:
+    """``X Xᵀ`` of a batch of wide matrices, (m, R, R) float64.
+
+    From products in X's dtype, or in float64 if ``precise``.
+    """
     import torch
 
+    dtype = torch.float64 if precise else X.dtype
     if X.device.type != "cpu":
+        X = X.to(dtype)
         return _core_home(torch.bmm(X, X.mT)).double()
     m, R, _ = X.shape
     upper = torch.empty(m, R, R, dtype=torch.float64)
-    one = torch.empty(R, R, dtype=X.dtype)
+    one = torch.empty(R, R, dtype=dtype)
     # Above the diagonal only, in strips: a symmetric product costs little more than half.
-    for x, whole in zip(_apart(X), upper, strict=True):
+    for x, whole in zip(_apart(X, dtype), upper, strict=True):
         for part in strips(R):
             torch.mm(x[part], x[part.start :].mT, out=one[part, part.start :])
         whole.copy_(one)
@@ -352,9 +360,13 @@ def factorised(function: Callable[[Tensor], tuple[Tensor, ...]], X: Tensor) -> t
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 
-def _apart(X: Tensor) -> Sequence[Tensor]:
-    """The matrices of a batch, all aligned alike: where they lie decides how products round."""
-    return X.unbind() if _aligned(X) else [x.clone() for x in X]
+def _apart(X: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The matrices of a batch, all aligned alike: where they lie decides how products round.
+
+    Where the dtype changes it does so one by one, in memory that stays in the cache.
+    """
+    copied = not _aligned(X)
+    return (x.to(dtype, copy=copied) for x in X)
 
 
 def _aligned(X: Tensor) -> bool:
