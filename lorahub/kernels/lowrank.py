@@ -87,14 +87,14 @@ def best_approximation(
     d_in = stack.A.shape[2]
     k = min(total, d_out, d_in, rank or total)
     few = k if energy is None else total
-    cpu = stack.B.device.type == "cpu"
+    cpu, tall = stack.B.device.type == "cpu", total <= min(d_out, d_in)
     fast = None
     if m == 1 or not cpu:
         if few + _SPARE <= total / _MANY_TIMES and cpu:
             fast = _by_krylov(stack, k)
-        if fast is None and total <= min(d_out, d_in):
+        if fast is None and tall:
             fast = _by_cholesky(stack, k, few)
-    if fast is None and m > 1:
+    if fast is None and m > 1 and (cpu or tall):
         # Which path a module takes, and how its numbers round, must not depend on the others.
         known = stack.with_grams(stack.gram_b, stack.gram_a)
         ones = (known.module(i) for i in range(m))
