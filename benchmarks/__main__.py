@@ -1,18 +1,22 @@
 """Run every benchmark."""
 
 from benchmarks import (
+    catalog,
     elementwise_module,
     extract_module,
     in_turn,
     lego_module,
     model_7b,
     packs,
+    similar,
     startup,
     svd_module,
+    tui,
 )
 
 for part in (
     startup,
+    catalog,
     svd_module,
     elementwise_module,
     extract_module,
@@ -20,6 +24,8 @@ for part in (
     model_7b,
     in_turn,
     packs,
+    similar,
+    tui,
 ):
     print(f"== {part.__name__}")
     part.main()

@@ -9,24 +9,31 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
-
-from sqlalchemy import insert, select, text
 
 from lorahub import formats
 from lorahub.adapter import Adapter, Origin, Source
 from store import Catalog
-from store.models import adapter_table
+from store.adapters import insert_rows
 
 COUNT = 10_000
-VERBS = (["--help"], ["version"], ["ls"], ["search", "packages"], ["show", "adapter-05000"])
+VERBS = (
+    ["--help"],
+    ["version"],
+    ["ls"],
+    ["search", "packages"],
+    ["search", "pakages"],
+    ["ls", "--base", "gpt2", "--rank", "4.."],
+    ["show", "adapter-05000"],
+)
 EXAMPLE = Path(__file__).parent.parent / "examples" / "adapters" / "packages"
 
 
 def main() -> None:
     """Print the median wall and CPU seconds of nine processes each."""
     with tempfile.TemporaryDirectory() as home:
-        _fill(Path(home))
+        fill(Path(home))
         # Users' machines cache bytecode; a shell that forbids it would time the compiler.
         env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         env["LORAHUB_HOME"] = home
@@ -49,22 +56,18 @@ def _children_cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _fill(home: Path) -> None:
-    """A catalog of 10,000 rows that differ in name: one is real, the others copy it."""
+def fill(home: Path) -> None:
+    """A catalog of 10,000 adapters that differ in name, with the modules of a real one."""
+    info = formats.inspect(EXAMPLE)
+    bare = replace(info, modules=())
     with Catalog.open(home / "catalog.db") as catalog:
-        info = formats.inspect(EXAMPLE)
         catalog.add(Adapter("packages", Origin(Source.FOLDER, EXAMPLE), info))
         with catalog._write() as connection:
-            columns = [c for c in adapter_table.columns if c.name != "id"]
-            row = dict(connection.execute(select(*columns)).mappings().one())
-            rows = [{**row, "name": f"adapter-{i:05d}"} for i in range(COUNT)]
-            connection.execute(insert(adapter_table), rows)
-            connection.execute(
-                text(
-                    "INSERT INTO adapters_fts (rowid, name, base, tags, targets, card) "
-                    "SELECT id, name, base_model, '', '', card FROM adapters WHERE id > 1"
+            for i in range(COUNT):
+                one = info if i == COUNT // 2 else bare
+                insert_rows(
+                    connection, Adapter(f"adapter-{i:05d}", Origin(Source.FOLDER, EXAMPLE), one)
                 )
-            )
 
 
 if __name__ == "__main__":

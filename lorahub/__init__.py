@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from lorahub.hub import Query
     from lorahub.merging import Merged
     from lorahub.pulling import Pulled
-    from lorahub.recipe import Recipe, load_recipe, make_recipe
+    from lorahub.recipe import Recipe, make_recipe
+    from lorahub.recipe_file import load_recipe
     from lorahub.record import Record, Verification
     from lorahub.workspace import Workspace
 
@@ -48,7 +49,7 @@ _HOMES = {
     "Reference": "adapter",
     "Verification": "record",
     "Workspace": "workspace",
-    "load_recipe": "recipe",
+    "load_recipe": "recipe_file",
     "make_recipe": "recipe",
 }
 

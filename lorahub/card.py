@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from urllib.parse import quote
 
@@ -26,6 +27,7 @@ def render_card(
     paper: str,
     recipe: str,
     repo_id: str | None = None,
+    figures: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
     """README.md for a merge: YAML metadata and a body for a reader. Names no local path.
 
@@ -36,9 +38,21 @@ def render_card(
         paper: Where the method comes from.
         recipe: Text of the pinned recipe.
         repo_id: Where it is published, or None while that is open.
+        figures: What was found of it, by suite and by name of the figure.
     """
     head = _metadata(info, record.base_model, common_license(record), ("merge",))
-    return f"---\n{head}---\n\n{_body(record, info, name, paper, recipe, repo_id)}"
+    body = _body(record, info, name, paper, recipe, repo_id, _figures(figures or {}))
+    return f"---\n{head}---\n\n{body}"
+
+
+def _figures(figures: Mapping[str, Mapping[str, float]]) -> str:
+    rows = [
+        f"| {_plain(suite)} | {_plain(key)} | {value:.4g} |"
+        for suite, found in figures.items()
+        for key, value in found.items()
+    ]
+    head = ["## Evaluation", "", "| suite | figure | value |", "|---|---|---|"]
+    return "\n".join(["", *head, *rows, ""]) if rows else ""
 
 
 def render_plain_card(info: AdapterInfo, *, name: str, repo_id: str) -> str:
@@ -71,12 +85,14 @@ def read_remake(text: str) -> tuple[str, dict[str, str]] | None:
     return block[2], dict(rows)
 
 
-def render_extraction(record: Extraction, info: AdapterInfo, *, name: str) -> str:
+def render_extraction(
+    record: Extraction, info: AdapterInfo, *, name: str, repo_id: str | None = None
+) -> str:
     """README.md for an adapter extracted from two models. Names no local path."""
     sources = (record.base, record.finetuned)
     license_name = combine([(s.name, s.license) for s in sources]).license
     head = _metadata(info, record.base_model, license_name, ())
-    return f"---\n{head}---\n\n{_extraction_body(record, info, name)}"
+    return f"---\n{head}---\n\n{_extraction_body(record, info, name, repo_id)}"
 
 
 def common_license(record: Record) -> str | None:
@@ -156,7 +172,13 @@ def _loading(info: AdapterInfo, base_model: str | None, name: str, repo_id: str 
 
 
 def _body(
-    record: Record, info: AdapterInfo, name: str, paper: str, recipe: str, repo_id: str | None
+    record: Record,
+    info: AdapterInfo,
+    name: str,
+    paper: str,
+    recipe: str,
+    repo_id: str | None,
+    figures: str,
 ) -> str:
     check = record.verification
     rows = "\n".join(
@@ -198,7 +220,7 @@ Recomputed from the sources in float64 by another path than the merge's own.
 | worst module | {check.worst_error:.1e} (`{_code(check.worst_module)}`) |
 | allowed for {record.dtype} | {check.tolerance:.1e} |
 | distance from the exact weighted sum | {check.truncation:.1%} |
-{notes}
+{notes}{figures}
 ## Use
 
 {_loading(info, record.base_model, name, repo_id)}
@@ -216,7 +238,7 @@ this page alone is enough for it.
 """
 
 
-def _extraction_body(record: Extraction, info: AdapterInfo, name: str) -> str:
+def _extraction_body(record: Extraction, info: AdapterInfo, name: str, repo_id: str | None) -> str:
     rank = max(m.rank for m in record.modules)
     worst = max(record.modules, key=lambda m: m.error)
     asked = [f"rank {record.rank}"] if record.rank else []
@@ -254,7 +276,7 @@ Asked for: {" and ".join(asked)}. Written as {record.dtype}. Distances are measu
 {left_out}
 ## Use
 
-{_loading(info, record.base_model, name, None)}"""
+{_loading(info, record.base_model, name, repo_id)}"""
 
 
 def _model_cell(source: ModelSource) -> str:

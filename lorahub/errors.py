@@ -165,6 +165,12 @@ class VerificationError(LorahubError):
     code = "verification"
 
 
+class EvaluationError(LorahubError):
+    """A suite could not be run, or did not give figures: correct the suite."""
+
+    code = "evaluation"
+
+
 class PartialError(LorahubError):
     """Some of several objects failed: repeat for those that are named."""
 

@@ -7,6 +7,7 @@ killed processes and copies that lorahub makes again when it needs them.
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Literal
 
 from lorahub.adapter import Adapter
 from lorahub.config import Config
-from lorahub.errors import LorahubError
+from lorahub.errors import ConflictError, LorahubError
 from lorahub.events import Advanced, Listener, PhaseStarted, Warned
 from lorahub.output import is_being_written, partials, remove_folder
 from store import Catalog
@@ -25,6 +26,10 @@ Kind = Literal["partial", "copy", "run", "orphan", "cached", "missing"]
 
 COPIES = {"unpacked": "unpacked from a pack", "converted": "converted from a pickle"}
 """Folders of the data folder whose contents are made again by the pull that made them."""
+
+
+FRESH_SECONDS = 3600
+"""A younger copy may belong to a pull that is about to catalogue it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +98,13 @@ class Finder:
         self._locks = config.home / "locks"
         self._placed = tuple(catalog.placed())
         self._used = {placed.folder for placed in self._placed}
+        runs = catalog.open_runs()
+        self._dead = [run for run in runs if not run.alive]
+        self._writing = {Path(run.target) for run in runs if run.alive}
 
     def scraps(self) -> Iterator[Waste]:
         """Partial folders, copies without an entry, dead runs."""
-        dead = self._catalog.dead_runs()
-        parents = [self._config.adapters, *(Path(run.target).parent for run in dead)]
+        parents = [self._config.adapters, *(Path(run.target).parent for run in self._dead)]
         for name in COPIES:
             parents += self._folders(self._config.home / name)
         for parent in dict.fromkeys(parents):
@@ -106,16 +113,17 @@ class Finder:
             for key in self._folders(self._config.home / name):
                 inside = self._folders(key)
                 for folder in inside:
-                    if folder not in self._used:
+                    if folder not in self._used and not _is_fresh(folder):
                         yield self._folder("copy", folder, why)
-        for run in dead:
+        for run in self._dead:
             why = "its process ended without a word"
             yield Waste("run", f"run {run.id}", why, 0, partial(self._end, run.id))
 
     def orphans(self) -> Iterator[Waste]:
         """Folders of merged adapters that no catalog entry names."""
         for folder in self._folders(self._config.adapters):
-            if folder not in self._used and not is_being_written(folder, self._locks):
+            taken = folder in self._used or folder in self._writing
+            if not taken and not is_being_written(folder, self._locks):
                 yield self._folder("orphan", folder, "no catalog entry names it")
 
     def cached(self) -> Iterator[Waste]:
@@ -155,8 +163,13 @@ class Finder:
 
     def _folder(self, kind: Kind, folder: Path, why: str, target: Path | None = None) -> Waste:
         size = self._weighed(folder)
-        remove = partial(remove_folder, folder, self._locks, target)
+        remove = partial(self._remove, folder, target)
         return Waste(kind, str(folder), why, size, remove)
+
+    def _remove(self, folder: Path, target: Path | None) -> None:
+        if self._catalog.by_folder(folder) is not None:
+            raise ConflictError(f"{folder}: was catalogued meanwhile")
+        remove_folder(folder, self._locks, target)
 
     def _folders(self, parent: Path) -> list[Path]:
         """The folders in a folder, hidden ones aside, sorted; an unreadable one is warned of."""
@@ -174,6 +187,13 @@ class Finder:
 
     def _end(self, run_id: int) -> None:
         self._catalog.end_run(run_id, "interrupted", "the process ended without a word")
+
+
+def _is_fresh(folder: Path) -> bool:
+    try:
+        return time.time() - folder.stat().st_mtime < FRESH_SECONDS
+    except FileNotFoundError:
+        return True
 
 
 def weigh(folder: Path, on_error: Callable[[OSError], object]) -> int:

@@ -25,7 +25,8 @@ class Kin:
         weight: Weight of this parent in the merge, or None at the root.
         branches: Its parents, where the tree goes up; what it was merged into, where it goes
             down.
-        repeated: Whether it stands elsewhere in the tree with its branches, left out here.
+        omitted: Why its branches are left out here (``as above``: they stand elsewhere in the
+            tree; ``and more``: too many generations away), or None.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Kin:
     catalogued: bool
     weight: float | None
     branches: tuple[Kin, ...]
-    repeated: bool
+    omitted: str | None
 
 
 def ancestors(catalog: Catalog, adapter_id: int) -> Kin:
@@ -65,6 +66,10 @@ def descendants(catalog: Catalog, adapter_id: int) -> Kin:
     return _Tree(adapters, below, up=False).root(adapter_id)
 
 
+MOST_GENERATIONS = 100
+"""More are cut off: trees are walked by recursion, and no screen shows them."""
+
+
 class _Tree:
     """Grows a tree from edges; a subtree stands once, so that its size is that of the edges."""
 
@@ -82,13 +87,18 @@ class _Tree:
 
     def root(self, adapter_id: int) -> Kin:
         """The tree of an adapter."""
-        return self._known(self._adapters[adapter_id], None)
+        return self._known(self._adapters[adapter_id], None, 0)
 
-    def _known(self, about: LineageAdapter, weight: float | None) -> Kin:
+    def _known(self, about: LineageAdapter, weight: float | None, generation: int) -> Kin:
         edges = self._below.get(about.id, ())
-        repeated = bool(edges) and about.id in self._grown
-        self._grown.add(about.id)
-        branches = () if repeated else tuple(self._branch(edge) for edge in edges)
+        omitted = None
+        if edges and about.id in self._grown:
+            omitted = "as above"
+        elif edges and generation == MOST_GENERATIONS:
+            omitted = "and more"
+        else:
+            self._grown.add(about.id)
+        branches = () if omitted else tuple(self._branch(e, generation + 1) for e in edges)
         return Kin(
             about.name,
             about.content_hash,
@@ -99,13 +109,13 @@ class _Tree:
             True,
             weight,
             branches,
-            repeated,
+            omitted,
         )
 
-    def _branch(self, edge: LineageEdge) -> Kin:
+    def _branch(self, edge: LineageEdge, generation: int) -> Kin:
         about = self._adapters.get((edge.parent_id or 0) if self._up else edge.child_id)
         if about is not None:
-            return self._known(about, edge.weight)
+            return self._known(about, edge.weight, generation)
         return Kin(
             edge.reference,
             edge.content_hash,
@@ -116,7 +126,7 @@ class _Tree:
             False,
             edge.weight,
             (),
-            False,
+            None,
         )
 
 
@@ -145,8 +155,8 @@ def _line(kin: Kin) -> str:
         parts.append(f"{kin.repo_id}@{kin.revision}")
     if not kin.catalogued:
         parts.append("(not in the catalog)")
-    if kin.repeated:
-        parts.append("(as above)")
+    if kin.omitted:
+        parts.append(f"({kin.omitted})")
     return "  ".join(parts)
 
 

@@ -36,7 +36,7 @@ from store import Catalog, RunDraft
 
 if TYPE_CHECKING:
     from lorahub.engine.plan import Plan
-    from lorahub.recipe import Recipe
+    from lorahub.recipe import Recipe, VerifySpec
 
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -116,6 +116,7 @@ class Merger:
     def __init__(self, config: Config, catalog: Catalog) -> None:
         self._config = config
         self._catalog = catalog
+        self._unchanged: dict[Path, object] = {}
 
     def merge(
         self,
@@ -132,10 +133,11 @@ class Merger:
         for warning in plan.warnings:
             listener(Warned(warning))
         for adapter in plan.adapters:
-            check_unchanged(adapter)
+            self._check_unchanged(adapter)
         known = self._catalog.by_name(name)
         done = self._already_there(name, target, plan, known, force=force)
         if done is not None:
+            _require(done.record.verification, name, recipe.verify)
             return done
         self._catalog.sweep_dead_runs()
         run_id = self._catalog.begin_run(
@@ -144,6 +146,7 @@ class Merger:
         with closing_run(self._catalog, run_id):
             with new_folder(target, self._config.home / "locks", replace=force) as partial:
                 record = self.write(plan, name, partial, device, workers, listener)
+                _require(record.verification, name, recipe.verify)
             adapter = self._catalogue(run_id, plan, name, target, record, known)
             return Merged(adapter, record, "merged")
 
@@ -154,6 +157,30 @@ class Merger:
             UsageError: The recipe names neither, or a name that cannot be one.
         """
         return output_of(recipe.output.name, recipe.output.folder, self._config)
+
+    def _check_unchanged(self, adapter: Adapter) -> None:
+        """`check_unchanged`, which reads what it read before only if the file was touched."""
+        try:
+            found = adapter.weights_path.stat()
+        except OSError:
+            found = None  # the check says what is wrong
+        state = found and (found.st_ino, found.st_size, found.st_mtime_ns, adapter.info)
+        if found is None or self._unchanged.get(adapter.origin.folder) != state:
+            check_unchanged(adapter)
+            self._unchanged[adapter.origin.folder] = state
+
+    def is_result(self, recipe: Recipe) -> bool:
+        """Whether a merge's result, of whatever recipe, stands where this one's goes."""
+        name, target = self.target(recipe)
+        known = self._catalog.by_name(name)
+        ours = known is None or known.origin.folder == target
+        return ours and target.is_dir() and Record.read(target) is not None
+
+    def is_there(self, recipe: Recipe, plan: Plan) -> bool:
+        """Whether the result of this very plan stands there; its bytes are not looked at."""
+        _, target = self.target(recipe)
+        record = Record.read(target) if target.is_dir() else None
+        return record is not None and is_result_of(record, plan)
 
     def _already_there(
         self, name: str, target: Path, plan: Plan, known: Adapter | None, *, force: bool
@@ -320,10 +347,23 @@ class Merger:
         return found
 
 
-def _require(check: Verification, name: str) -> None:
+def _require(check: Verification, name: str, bounds: VerifySpec | None = None) -> None:
     if not check.passed:
         raise VerificationError(
             f"'{name}' is off by {check.worst_error:.1e} in module '{check.worst_module}', "
             f"{check.tolerance:.0e} is allowed",
             hint="this is a defect of the method or of the files; please report it",
         )
+    if bounds is None:
+        return
+    least = min(check.retained)
+    for key, found, bound in (
+        ("error", check.worst_error, bounds.error),
+        ("truncation", check.truncation, bounds.truncation),
+        ("retained", -least, None if bounds.retained is None else -bounds.retained),
+    ):
+        if bound is not None and found > bound:
+            raise VerificationError(
+                f"'{name}' has {key} {abs(found):.3g}, the recipe allows {abs(bound):g}",
+                hint=f"give it a higher rank, or loosen 'verify.{key}' in the recipe",
+            )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 _ROW, _LABEL, _BAR = 16, 420, 400
-_CELL, _GAP = 44, 24
+_CELL, _GAP = 58, 24
 _CURVE_WIDTH, _CURVE_HEIGHT = 420, 200
 _SIDE, _MARGIN, _NAMED = 720, 24, 60
 _HUES = ("#2a78b5", "#c4621b", "#3f8f4f", "#a23b72", "#7a6a1f", "#5b5bb0", "#b03a3a", "#4d8f8f")
@@ -80,7 +80,7 @@ def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: Gr
         columns: Names of the columns.
         values: One per row and column; None leaves a cell empty.
     """
-    left = 8 + 7 * max((len(r) for r in rows), default=0)
+    left = 20 + 7 * max((len(r) for r in rows), default=0)
     longest = max((len(c) for c in columns), default=0)
     head, beyond = 16 + 5 * longest, 6 * longest  # of slanting names of columns
     low, high = _range(values)
@@ -133,6 +133,36 @@ def curves(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> Panel:
     height = max(bottom + 14, top + len(series) * _ROW) + _GAP
     names = max((len(name) for name, _ in series), default=0)
     return Panel(left + _CURVE_WIDTH + 60 + 7 * names, height, tuple(lines))
+
+
+def progress(title: str, values: Sequence[float | None]) -> Panel:
+    """A line over the trials 1, 2, ..., from the smallest to the largest value there is.
+
+    Args:
+        title: What the values are.
+        values: One per trial; None where there is none yet.
+    """
+    low, high = _range([values])
+    left, top, bottom = 80, _ROW + 8, _ROW + 8 + _CURVE_HEIGHT
+    step = _CURVE_WIDTH / max(len(values) - 1, 1)
+    points = " ".join(
+        f"{left + j * step:.1f},{bottom - _CURVE_HEIGHT * _share(v, low, high):.1f}"
+        for j, v in enumerate(values)
+        if v is not None
+    )
+    return Panel(
+        left + _CURVE_WIDTH + 60,
+        bottom + 14 + _GAP,
+        (
+            _text(0, _ROW - 4, title, kind="title"),
+            f'<path class="axis" fill="none" d="M{left} {top}V{bottom}H{left + _CURVE_WIDTH}"/>',
+            _text(left - 6, top + 8, f"{high:.4g}", anchor="end"),
+            _text(left - 6, bottom, f"{low:.4g}", anchor="end"),
+            _text(left, bottom + 14, "1", anchor="middle"),
+            _text(left + _CURVE_WIDTH, bottom + 14, f"trial {len(values)}", anchor="middle"),
+            f'<polyline class="curve" stroke="{_HUES[0]}" points="{points}"/>',
+        ),
+    )
 
 
 def scatter(points: Sequence[tuple[str, str, float, float]], title: str) -> str:

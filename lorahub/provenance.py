@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lorahub.adapter import Adapter
+from lorahub.adapter import Adapter, Origin
 from lorahub.record import Packed, Parent, Record
 
 if TYPE_CHECKING:
@@ -39,6 +39,14 @@ def parents_of(plan: Plan) -> tuple[Parent, ...]:
             strict=True,
         )
     )
+
+
+def pinned_reference(origin: Origin) -> str | None:
+    """A reference that means this very commit on another machine, or None for a local adapter."""
+    if origin.repo_id is None:
+        return None
+    where = f"{origin.endpoint.rstrip('/')}/" if origin.endpoint else ""
+    return f"{where}{origin.repo_id}@{origin.revision}"
 
 
 def warnings_of(modules: Sequence[MergedModule]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +26,9 @@ FORMATS = ("peft", "equal-ranks")
 
 _CARD = "README.md"
 
+Figures = Mapping[str, Mapping[str, float]]
+"""What was found of an adapter, by suite and by name of the figure."""
+
 
 def publishable(adapter: Adapter) -> tuple[Path, ...]:
     """The files of an adapter worth handing on: weights, config, card, record, recipe, pack."""
@@ -42,13 +45,18 @@ def publishable(adapter: Adapter) -> tuple[Path, ...]:
 
 
 @contextmanager
-def prepared(adapter: Adapter, repo_id: str) -> Iterator[tuple[Path, ...]]:
+def prepared(adapter: Adapter, repo_id: str, figures: Figures) -> Iterator[tuple[Path, ...]]:
     """The files to publish at ``repo_id``, with a card that says how to load it from there.
 
     A card that somebody wrote or changed stays as it is.
+
+    Args:
+        adapter: What is published.
+        repo_id: Where.
+        figures: What suites found of it, for its card.
     """
     files = publishable(adapter)
-    text = _card(adapter, repo_id)
+    text = _card(adapter, repo_id, figures)
     if text is None:
         yield files
         return
@@ -58,30 +66,44 @@ def prepared(adapter: Adapter, repo_id: str) -> Iterator[tuple[Path, ...]]:
         yield (*(f for f in files if f.name != _CARD), card)
 
 
-def _card(adapter: Adapter, repo_id: str) -> str | None:
+def _card(adapter: Adapter, repo_id: str, figures: Figures) -> str | None:
     """The card made for a repository, or None where the one that is there has to stay."""
-    from lorahub.card import render_card, render_plain_card
-    from lorahub.methods.registry import get
+    from lorahub.card import render_plain_card
 
-    folder, info = adapter.origin.folder, adapter.info
-    path = folder / _CARD
-    record = Record.read(folder)
-    if record is None:
-        known = info.format == "peft" and info.modules and not path.exists()
-        return render_plain_card(info, name=adapter.name, repo_id=repo_id) if known else None
+    path, info = adapter.origin.folder / _CARD, adapter.info
     try:
-        recipe = (folder / RECIPE_NAME).read_text(encoding="utf-8")
-        written = path.read_text(encoding="utf-8")
-        paper = get(record.method).paper
+        render = _renderer(adapter, figures)
+        written = path.read_text(encoding="utf-8") if path.exists() else None
     except (OSError, UnicodeDecodeError, LorahubError):
         return None
+    if render is not None:
+        return render(repo_id) if written in {None, render(None)} else None
+    if written is None and info.format == "peft" and info.modules:
+        return render_plain_card(info, name=adapter.name, repo_id=repo_id)
+    return None
 
-    def render(place: str | None) -> str:
-        return render_card(
-            record, info, name=adapter.name, paper=paper, recipe=recipe, repo_id=place
+
+def _renderer(adapter: Adapter, figures: Figures) -> Callable[[str | None], str] | None:
+    """What makes the card of an adapter that lorahub made, for where it is published."""
+    from lorahub.card import render_card, render_extraction
+    from lorahub.methods.registry import get
+
+    folder, info, name = adapter.origin.folder, adapter.info, adapter.name
+    if record := Record.read(folder):
+        recipe = (folder / RECIPE_NAME).read_text(encoding="utf-8")
+        paper = get(record.method).paper
+        return lambda place: render_card(
+            record,
+            info,
+            name=name,
+            paper=paper,
+            recipe=recipe,
+            repo_id=place,
+            figures=figures if place else {},
         )
-
-    return render(repo_id) if written == render(None) else None
+    if extracted := extraction.Extraction.read(folder):
+        return lambda place: render_extraction(extracted, info, name=name, repo_id=place)
+    return None
 
 
 def check_license(adapter: Adapter) -> None:

@@ -89,7 +89,8 @@ class Puller:
         def attempt(text: str) -> Pulled:
             try:
                 reference = Reference.parse(text)
-                asked = hub_at(reference.endpoint) if reference.endpoint else hub
+                elsewhere = reference.endpoint not in {None, hub.endpoint}
+                asked = hub_at(str(reference.endpoint)) if elsewhere else hub
                 known = None if all_files else self._at_commit(reference, asked)
                 if known is not None and name in {None, known.name}:
                     return Pulled(text, "up to date", known, None)
@@ -216,7 +217,8 @@ class Puller:
             taken = self._catalog.by_name(wanted)
             rename_older = None
             if taken is not None and name is None:
-                if _same_line(taken.origin, origin) and origin.requested_revision is None:
+                asked = {None, taken.origin.requested_revision}
+                if _same_line(taken.origin, origin) and origin.requested_revision in asked:
                     # The plain name follows the newest revision of the same place.
                     rename_older = f"{wanted}@{_short(taken)}"
                 else:
@@ -232,11 +234,10 @@ class Puller:
 
     def _followed_name(self, origin: Origin) -> str | None:
         """The name that was given to what a repository's newest revision was before."""
-        if origin.repo_id is None or origin.requested_revision is not None:
-            return None
-        for known in self._catalog.by_repo(origin.repo_id):
-            plain = known.origin.requested_revision is None and "@" not in known.name
-            if plain and known.origin.endpoint == origin.endpoint:
+        for known in self._catalog.by_repo(origin.repo_id) if origin.repo_id else ():
+            before = known.origin
+            line = (before.endpoint, before.requested_revision)
+            if line == (origin.endpoint, origin.requested_revision) and "@" not in known.name:
                 return known.name
         return None
 

@@ -14,6 +14,8 @@ output: {name: my-merge}
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,8 +23,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lorahub.errors import InvalidRecipeError
-
-MAX_BYTES = 1 << 20
 
 AUTO = "auto"
 """Method of a recipe that leaves method, scale and rank to the adapters' figures."""
@@ -49,11 +49,40 @@ class SourceSpec(_Strict):
     sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$")] = None
 
 
+class ExportSpec(_Strict):
+    """A copy of the result in a folder of its own."""
+
+    folder: Path
+    format: Literal["peft", "equal-ranks"] = "peft"
+
+
+class PushSpec(_Strict):
+    """A repository on the Hub that the result is published in."""
+
+    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    private: bool = False
+    remote: str | None = None
+
+
 class OutputSpec(_Strict):
-    """Where the result goes: a catalog name, a folder, or both."""
+    """Where the result goes: a catalog name, a folder, or both; copies, and a repository."""
 
     name: str | None = None
     folder: Path | None = None
+    export: tuple[ExportSpec, ...] = ()
+    push: PushSpec | None = None
+
+
+class VerifySpec(_Strict):
+    """Bounds on what verification finds, beside the one of the dtype; None is no bound.
+
+    ``error`` holds for the worst module, ``truncation`` for the whole, ``retained`` for every
+    source, all as `lorahub.record.Verification` says.
+    """
+
+    error: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+    truncation: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+    retained: Annotated[float | None, Field(ge=0, le=1)] = None
 
 
 class Recipe(_Strict):
@@ -76,6 +105,7 @@ class Recipe(_Strict):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     base: str | None = None
     output: OutputSpec = OutputSpec()
+    verify: VerifySpec = VerifySpec()
 
     @field_validator("dtype", mode="before")
     @classmethod
@@ -90,11 +120,24 @@ class Recipe(_Strict):
         return yaml.safe_dump(body, sort_keys=False, allow_unicode=True)
 
 
-def make_recipe(body: object, where: str = "recipe") -> Recipe:
+LineOf = Callable[[tuple[int | str, ...]], int | None]
+"""The line of a recipe's file on which a key stands, where that is known."""
+
+_PARTS: Mapping[tuple[str, ...], type[_Strict]] = {
+    (): Recipe,
+    ("sources",): SourceSpec,
+    ("output",): OutputSpec,
+    ("output", "export"): ExportSpec,
+    ("output", "push"): PushSpec,
+    ("verify",): VerifySpec,
+}
+
+
+def make_recipe(body: object, where: str = "recipe", line_of: LineOf | None = None) -> Recipe:
     """Validate a recipe given as plain data.
 
     Raises:
-        InvalidRecipeError: It is no recipe; the message names ``where`` and the key.
+        InvalidRecipeError: It is no recipe; the message names ``where``, the line and the key.
     """
     if not isinstance(body, dict):
         raise InvalidRecipeError(
@@ -105,11 +148,24 @@ def make_recipe(body: object, where: str = "recipe") -> Recipe:
         return Recipe.model_validate(body)
     except ValidationError as error:
         first = error.errors()[0]
+        line = line_of(first["loc"]) if line_of else None
+        place = where if line is None else f"{where}, line {line}"
         key = ".".join(str(part) for part in first["loc"]) or "(top)"
         message = first["msg"][:1].lower() + first["msg"][1:]
         raise InvalidRecipeError(
-            f"{where}, key '{key}': {message}", hint="correct the key and try again"
+            f"{place}, key '{key}': {message}",
+            hint=f"correct the key and try again{_meant(first)}",
         ) from error
+
+
+def _meant(error: Any) -> str:  # noqa: ANN401 - pydantic's own map
+    """What an unknown key was probably meant to be."""
+    if error["type"] != "extra_forbidden":
+        return ""
+    *parts, key = error["loc"]
+    part = _PARTS.get(tuple(p for p in parts if isinstance(p, str)))
+    close = difflib.get_close_matches(str(key), list(part.model_fields) if part else [], n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def check_auto(recipe: Recipe) -> None:
@@ -140,38 +196,3 @@ def check_auto(recipe: Recipe) -> None:
                     f"method '{AUTO}' adds adapters, but '{pattern}' has weight {weight:g}",
                     hint="give 0 to leave modules out, or name a method: 'svd' subtracts",
                 )
-
-
-def load_recipe(path: Path) -> Recipe:
-    """Read a recipe file.
-
-    Raises:
-        InvalidRecipeError: The file cannot be read, is not YAML, or is no recipe.
-    """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InvalidRecipeError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(raw) > MAX_BYTES:
-        raise InvalidRecipeError(f"{path}: {len(raw)} bytes are too many for a recipe")
-    try:
-        body = yaml.safe_load(raw)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRecipeError(
-            f"{path}: is not YAML ({' '.join(str(error).split())})", hint="correct the file"
-        ) from error
-    recipe = make_recipe(body, str(path))
-    return _relative_to(recipe, path.absolute().parent)
-
-
-def _relative_to(recipe: Recipe, folder: Path) -> Recipe:
-    def absolute(reference: str) -> str:
-        if reference.startswith(("./", "../")) or reference in {".", ".."}:
-            return str(folder / reference)
-        return reference
-
-    sources = tuple(s.model_copy(update={"adapter": absolute(s.adapter)}) for s in recipe.sources)
-    output = recipe.output
-    if output.folder is not None:
-        output = output.model_copy(update={"folder": folder / output.folder})
-    return recipe.model_copy(update={"sources": sources, "output": output})

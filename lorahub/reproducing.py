@@ -14,7 +14,8 @@ from lorahub.card import read_remake
 from lorahub.errors import IntegrityError, InvalidAdapterError, InvalidRecipeError
 from lorahub.events import Listener
 from lorahub.integrity import file_sha256
-from lorahub.recipe import MAX_BYTES, load_recipe, make_recipe
+from lorahub.recipe import make_recipe
+from lorahub.recipe_file import MAX_BYTES, load_recipe
 from lorahub.record import RECIPE_NAME, Record
 
 if TYPE_CHECKING:

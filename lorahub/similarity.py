@@ -27,7 +27,7 @@ class Neighbour:
 
     Attributes:
         name: Catalog name.
-        base_model: Base model as it names it, or None.
+        base: Its canonical base model, or, where nobody knows it, what it names as such.
         delta: Cosine between the deltas, as one vector each.
         subspace: Cosine between the projectors on the spaces of A's rows and B's columns.
         spectrum: Cosine between the singular values: the largest that ``delta`` could be if the
@@ -35,7 +35,7 @@ class Neighbour:
     """
 
     name: str
-    base_model: str | None
+    base: str | None
     delta: float
     subspace: float
     spectrum: float
@@ -46,7 +46,7 @@ class Relative:
     """A member of a family, with its cosine to the family's centre."""
 
     name: str
-    base_model: str | None
+    base: str | None
     cosine: float
 
 
@@ -63,7 +63,7 @@ class Place:
     """An adapter as a point of the plane; only nearness has a meaning, in no unit."""
 
     name: str
-    base_model: str | None
+    base: str | None
     x: float
     y: float
 
@@ -79,10 +79,14 @@ class HasVector(Protocol):
 
 def vectors(rows: Sequence[HasVector]) -> Vectors:
     """(n, length) float32 from stored sketches."""
-    if not rows:
+    return unpacked(b"".join(row.vector for row in rows), len(rows))
+
+
+def unpacked(body: bytes, count: int) -> Vectors:
+    """(count, length) float32 from stored sketches end to end."""
+    if count == 0:
         return np.zeros((0, 1), np.float32)
-    body = np.frombuffer(b"".join(row.vector for row in rows), np.int8)
-    return body.reshape(len(rows), -1).astype(np.float32)
+    return np.frombuffer(body, np.int8).reshape(count, -1).astype(np.float32)
 
 
 def nearest(found: Vectors, to: Vectors, limit: int) -> list[tuple[int, float]]:
@@ -125,7 +129,7 @@ def _family(rows: Sequence[Sketched], found: Vectors) -> Family:
     middle = (found / np.linalg.norm(found, axis=1, keepdims=True)).sum(0)
     center = int(np.argmax(np.round(cosines(found, middle), 5)))  # the oldest of equal ones
     to_center = cosines(found, found[center])
-    members = [Relative(r.name, r.base_model, c) for r, c in zip(rows, to_center, strict=True)]
+    members = [Relative(r.name, r.base, c) for r, c in zip(rows, to_center, strict=True)]
     return Family(rows[center].name, tuple(sorted(members, key=lambda m: (-m.cosine, m.name))))
 
 
@@ -133,8 +137,7 @@ def places(rows: Sequence[Sketched]) -> tuple[Place, ...]:
     """Adapters in the plane, near ones near each other: t-SNE (van der Maaten & Hinton, 2008)."""
     points = _embedded(vectors(rows))
     return tuple(
-        Place(r.name, r.base_model, float(x), float(y))
-        for r, (x, y) in zip(rows, points, strict=True)
+        Place(r.name, r.base, float(x), float(y)) for r, (x, y) in zip(rows, points, strict=True)
     )
 
 

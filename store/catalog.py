@@ -9,6 +9,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from store.adapters import Adapters
 from store.bases import Bases
+from store.evaluations import Evaluations
 from store.keeping import Keeping
 from store.lineage import Lineage
 from store.listing import Listing
@@ -27,6 +28,7 @@ class Catalog(
     Bases,
     Keeping,
     Lineage,
+    Evaluations,
     Listing,
     Publications,
     Remote,

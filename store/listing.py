@@ -117,8 +117,12 @@ class Listing(Database):
             for name, counts in found.items()
         }
 
-    def search(self, words: str, *, limit: int = 50, offset: int = 0) -> list[AdapterSummary]:
+    def search(
+        self, words: str, *, limit: int = 50, offset: int = 0, where: AdapterFilter | None = None
+    ) -> list[AdapterSummary]:
         """Full-text search over names, base models, tags, targets and cards, best first.
+
+        ``where`` keeps those of the hits between ``offset`` and ``limit`` that match.
 
         Every word must occur; the last may be the beginning of one. Where nothing has them all,
         `corrected` ones are searched for.
@@ -128,9 +132,10 @@ class Listing(Database):
             if not ids and not search.hits(connection, words, 1, 0):
                 words = search.corrected(connection, words)
                 ids = search.hits(connection, words, limit, offset)
-            query = select(*_SUMMARY).where(adapter_table.c.id.in_(ids))
+            matching = conditions(connection, where)
+            query = select(*_SUMMARY).where(adapter_table.c.id.in_(ids), *matching)
             found = {r["id"]: _summary(r) for r in connection.execute(query).mappings()}
-        return [found[i] for i in ids]
+        return [found[i] for i in ids if i in found]
 
     def corrected(self, words: str) -> str:
         """The words that a search without hits goes on with; see `store.search.corrected`."""

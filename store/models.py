@@ -222,6 +222,16 @@ push_table = Table(
 )
 """One publication of an adapter on a Hub."""
 
+evaluation_table = Table(
+    "evaluations",
+    metadata,
+    Column("adapter_id", ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True),
+    Column("suite", Text, primary_key=True),
+    Column("figures", JSON, nullable=False),
+    Column("created_at", Text, nullable=False),
+)
+"""What a suite found of an adapter, the last time."""
+
 sketch_table = Table(
     "sketches",
     metadata,

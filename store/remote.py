@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 
 from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from lorahub.adapter import Outline
 from store.database import Database
 from store.models import adapter_table, outline_table
+from store.session import insert_new
 from store.values import HubAdapter
 
 Commit = tuple[str, str]
@@ -55,10 +55,7 @@ class Remote(Database):
             for (repo_id, revision), outline in known.items()
         ]
         with self._write() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(postgresql.insert(outline_table).on_conflict_do_nothing(), rows)
-            else:
-                connection.execute(sqlite.insert(outline_table).on_conflict_do_nothing(), rows)
+            insert_new(connection, outline_table, rows)
 
     def hub_adapters(self) -> list[HubAdapter]:
         """Every adapter that was pulled from a Hub, newest first."""

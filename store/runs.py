@@ -19,11 +19,15 @@ from store.values import ParentLink, Run, RunDraft
 
 
 @dataclass(frozen=True, slots=True)
-class DeadRun:
-    """A run that ended without a word: its id, and the folder it was to write."""
+class OpenRun:
+    """A run without an end: its id, the folder it writes, and whether it may still be at it.
+
+    Of other hosts, nobody here can tell: their runs count as alive.
+    """
 
     id: int
     target: str
+    alive: bool
 
 
 class Runs(Database):
@@ -86,21 +90,18 @@ class Runs(Database):
                 .values(state=state, ended_at=now(), error=error)
             )
 
-    def dead_runs(self) -> list[DeadRun]:
-        """Running runs of this host whose process is gone, oldest first."""
-        host = socket.gethostname()
-        query = (
-            select(run_table.c.id, run_table.c.target, run_table.c.pid)
-            .where(run_table.c.state == "running", run_table.c.host == host)
-            .order_by(run_table.c.id)
-        )
+    def open_runs(self) -> list[OpenRun]:
+        """Runs that did not end yet, or whose process ended without a word, oldest first."""
+        here = socket.gethostname()
+        columns = (run_table.c[name] for name in ("id", "target", "host", "pid"))
+        query = select(*columns).where(run_table.c.state == "running").order_by(run_table.c.id)
         with self._read() as connection:
             rows = connection.execute(query).all()
-        return [DeadRun(row.id, row.target) for row in rows if not _alive(row.pid)]
+        return [OpenRun(r.id, r.target, r.host != here or _alive(r.pid)) for r in rows]
 
     def sweep_dead_runs(self) -> int:
         """Mark running runs of this host whose process is gone as interrupted."""
-        dead = self.dead_runs()
+        dead = [run for run in self.open_runs() if not run.alive]
         for run in dead:
             self.end_run(run.id, "interrupted", "the process ended without a word")
         return len(dead)
@@ -138,6 +139,13 @@ class Runs(Database):
         )
         with self._read() as connection:
             return tuple(connection.execute(query).scalars())
+
+    def child_counts(self, adapter_ids: Sequence[int]) -> dict[int, int]:
+        """How many adapters were merged from each of these; those without any are left out."""
+        parent = lineage_table.c.parent_id
+        query = select(parent, func.count()).where(parent.in_(adapter_ids)).group_by(parent)
+        with self._read() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def _alive(pid: int) -> bool:

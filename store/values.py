@@ -187,6 +187,15 @@ class Push:
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a suite found of an adapter, the last time: figures by name."""
+
+    suite: str
+    figures: Mapping[str, float]
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
 class HubAdapter:
     """Where a pulled adapter came from, without the rest of it."""
 

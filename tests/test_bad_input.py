@@ -363,7 +363,7 @@ HUB: dict[str, tuple[Callable[[LoopbackHub], object], str, type[LorahubError], l
     ),
     "no answer": (
         lambda h: h.faults.add("GET", "/api/models", Drop()), "ann/x",
-        NetworkError, ["ann/x", "cannot be reached"], "try again",
+        NetworkError, ["ann/x", "does not answer"], "try again",
     ),
     "a login page": (
         lambda h: h.faults.add("GET", "/api/models", NotJson()), "ann/x",

@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorahub import formats
-from lorahub.adapter import AdapterInfo, Module, ModuleKind
-from lorahub.card import common_license, render_card, render_plain_card
+from lorahub.adapter import Adapter, AdapterInfo, Module, ModuleKind, Origin, Source
+from lorahub.card import common_license, render_card, render_extraction, render_plain_card
+from lorahub.extraction import ExtractedModule, Extraction, ModelSource
 from lorahub.loading import VLLM_RANKS, loading
+from lorahub.publishing import prepared
 from lorahub.record import Parent, Record, Verification
 
 from .conftest import EXAMPLES, write_adapter
@@ -324,3 +326,44 @@ def test_a_plain_card_says_what_the_files_say(tmp_path: Path) -> None:
     assert "license" not in data
     assert "2 modules (q\\_proj, up\\_proj) at rank 4 to 6" in text
     assert json.loads((folder / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
+
+
+def test_an_extraction_is_published_with_its_repository_in_its_card(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a", {"model.layers.0.q_proj": (8, 8, 4)}, base="org/base")
+    info = formats.inspect(folder)
+    sources = (
+        ModelSource("org/base", {"model.safetensors": "a" * 64}, "org/base", "b" * 40, "mit"),
+        ModelSource("tuned", {"model.safetensors": "c" * 64}, license="mit"),
+    )
+    module = ExtractedModule("model.layers.0.q_proj", 8, 8, 4, 0.1, 0.2, 1.0)
+    made = Extraction(
+        digest="d" * 64,
+        lorahub="0.1.0",
+        base=sources[0],
+        finetuned=sources[1],
+        base_model="org/base",
+        rank=4,
+        energy=None,
+        dtype="F32",
+        error=0.2,
+        modules=(module,),
+        unchanged=(),
+        left_out=(),
+        weights_sha256=info.weights_sha256,
+    )
+    (folder / "extracted.json").write_text(made.to_json())
+    card = folder / "README.md"
+    card.write_text(render_extraction(made, info, name="tuned"))
+    adapter = Adapter("tuned", Origin(Source.MERGE, folder), info)
+
+    def pushed() -> str:
+        with prepared(adapter, "me/tuned", {}) as files:
+            assert {f.name for f in files} == {p.name for p in folder.iterdir()}
+            return next(f for f in files if f.name == "README.md").read_text()
+
+    assert "vllm serve org/base" in pushed()
+    assert "tuned=me/tuned" in pushed()
+    card.write_text("# Mine\n")
+    assert pushed() == "# Mine\n"
+    (folder / "extracted.json").write_text("{}")
+    assert pushed() == "# Mine\n"

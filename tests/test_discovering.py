@@ -21,12 +21,14 @@ from lorahub.errors import (
     AuthError,
     ExitCode,
     InvalidAdapterError,
+    LorahubError,
     NetworkError,
     NotFoundError,
     OfflineError,
     UsageError,
 )
 from lorahub.events import Event, Warned
+from lorahub.formats.safetensors import read_header
 from lorahub.hub import Hub, Query
 from lorahub.recipe import make_recipe
 from lorahub.workspace import Workspace
@@ -37,6 +39,22 @@ from .loopback_hub import Drop, LoopbackHub, NotJson, Status, always, first
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 SHAPES = {"model.layers.0.self_attn.q_proj": (12, 10, 4), "model.layers.0.mlp.up_proj": (14, 10, 6)}
+
+
+def header(name: str = "q", dtype: str = "F32", shape: str = "[1,1]", stop: int = 4) -> bytes:
+    entry = f'{{"dtype":"{dtype}","shape":%s,"data_offsets":[%d,%d]}}'
+    a, b = entry % (shape, 0, stop), entry % (shape, stop, 2 * stop)
+    return f'{{"{name}.lora_A.weight":{a},"{name}.lora_B.weight":{b}}}'.encode()
+
+
+HOSTILE = {
+    "name": header(name="q\x1b[2J"),
+    "dtype": header(dtype="F\\u001b[2J"),
+    "side": header(shape=f"[{1 << 80},{1 << 80}]"),
+    "negative": header(shape="[-1,1]"),
+    "offsets": header(stop=1 << 70),
+    "words": header(shape='["a","b"]'),
+}
 
 
 def card(base: str, *tags: str, license_name: str = "mit", task: str = "text-generation") -> str:
@@ -101,6 +119,25 @@ def test_outlines_are_what_inspection_of_the_whole_file_says(
     assert not Path(constants.HF_HUB_CACHE).exists()
 
 
+def test_outlines_of_real_adapters(shared_adapters: Path) -> None:
+    seen = 0
+    for weights in sorted(shared_adapters.rglob("*.safetensors")):
+        if weights.name != WEIGHTS and len(list(weights.parent.glob("*.safetensors"))) > 1:
+            continue
+        configured = (weights.parent / CONFIG).exists()
+        try:
+            info = formats.inspect(weights.parent)
+        except LorahubError:
+            continue
+        found = formats.outline(weights, read_header(weights).tensors, configured=configured)
+        seen += 1
+        assert (found.format, found.modules) == (info.format, len(info.modules)), weights
+        if info.modules:
+            assert (found.rank_min, found.rank_max) == (info.ranks[0], info.ranks[-1])
+            assert (found.targets, found.dtype) == (info.targets, info.dtype)
+    assert seen > 10
+
+
 def test_headers_are_read_once(
     hub: LoopbackHub, workspace: Workspace, files: dict[str, bytes]
 ) -> None:
@@ -163,6 +200,17 @@ def test_conditions_hold_together(
     assert law.listed.task == "text-generation"
 
 
+def test_a_base_is_found_under_all_its_names(
+    hub: LoopbackHub, workspace: Workspace, files: dict[str, bytes]
+) -> None:
+    ids = ["meta-llama/Llama-2-7b-hf", "NousResearch/Llama-2-7b-hf", "unsloth/llama-2-7b"]
+    for n, base in enumerate([*ids, "meta-llama/Llama-2-7b-chat-hf"]):
+        hub.add_repo(f"ann/x{n}", {**files, "README.md": card(base)})
+    for base in (ids[0], ids[2], ids[1].lower()):
+        found = workspace.discover(Query(base=base), headers=False)
+        assert sorted(names(found)) == ["ann/x0", "ann/x1", "ann/x2"]
+
+
 def test_what_cannot_be_read_is_named(
     hub: LoopbackHub, workspace: Workspace, files: dict[str, bytes]
 ) -> None:
@@ -170,11 +218,9 @@ def test_what_cannot_be_read_is_named(
     hub.add_repo("ann/good", {**files, **text})
     hub.add_repo("ann/garbage", {**files, **text, WEIGHTS: b"\xff" * 300})
     hub.add_repo("ann/text", {**files, **text, WEIGHTS: b"\x02" + b"\0" * 7 + b"[]"})
-    hostile = b'{"a\x1b[2J.lora_A.weight":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}'
-    hub.add_repo(
-        "ann/hostile",
-        {**files, **text, WEIGHTS: len(hostile).to_bytes(8, "little") + hostile + b"\0" * 4},
-    )
+    for name, hostile in HOSTILE.items():
+        body = len(hostile).to_bytes(8, "little") + hostile + b"\0" * 8
+        hub.add_repo(f"ann/{name}", {**files, **text, WEIGHTS: body})
     hub.add_repo("ann/gated", {**files, **text}, gated="manual")
     hub.add_repo("ann/pickle", {CONFIG: files[CONFIG], "adapter_model.bin": b"x", **text})
     found = {d.listed.repo_id: d for d in workspace.discover(Query(base="org/base"))}
@@ -182,8 +228,8 @@ def test_what_cannot_be_read_is_named(
     assert errors == {
         "ann/garbage": InvalidAdapterError,
         "ann/text": InvalidAdapterError,
-        "ann/hostile": InvalidAdapterError,
         "ann/gated": AuthError,
+        **{f"ann/{name}": InvalidAdapterError for name in HOSTILE},
     }
     assert found["ann/good"].outline is not None
     assert found["ann/pickle"].listed.weights_file is None
@@ -287,6 +333,9 @@ def test_a_token_goes_only_to_the_hub_it_is_for(
     for words in (["lee/x", "--remote", "open"], ["open://lee/x"], [f"{lab.endpoint}/lee/x"]):
         assert run("pull", *words).exit_code == 0
     assert not any(e.had_token for e in lab.log)
+    named = [f"{lab.endpoint}/lee/x", "--endpoint", lab.endpoint, "--token-env", "LAB_TOKEN"]
+    assert run("pull", *named).exit_code == 0
+    assert lab.log.find("GET", "/api/models")[-1].user == "lee"
     assert run("pull", f"{hub.endpoint}/ann/x").exit_code == 0
     assert {e.user for e in hub.log if e.origin == "hub"} == {"ann"}
 
@@ -491,6 +540,24 @@ def test_what_moved_and_what_would_change(
     assert {a.name: a for a in workspace.catalog.hub_adapters()} == before
 
 
+def test_the_name_follows_a_branch(
+    hub: LoopbackHub, workspace: Workspace, files: dict[str, bytes]
+) -> None:
+    hub.add_repo("ann/x", files)
+    old = hub.commit("ann/x", {"README.md": "one"}, branch="dev")
+    workspace.pull(["ann/x@dev"], name="mine")
+    workspace.pull(["ann/x"])
+    new = hub.commit("ann/x", {CONFIG: files[CONFIG] + b" "}, branch="dev")
+    assert states(workspace) == {"mine": "changed", "ann/x": "up to date"}
+    (taken,) = workspace.take(workspace.update())
+    assert taken.adapter is not None
+    assert (taken.adapter.name, taken.adapter.origin.revision) == ("mine", new)
+    assert {a.name for a in workspace.catalog.hub_adapters()} == {
+        "mine", f"mine@{old[:8]}", "ann/x"
+    }  # fmt: skip
+    assert set(states(workspace).values()) == {"up to date"}
+
+
 def test_a_moved_main_never_changes_a_recorded_run(
     hub: LoopbackHub, workspace: Workspace, tmp_path: Path
 ) -> None:
@@ -514,7 +581,7 @@ def test_a_moved_main_never_changes_a_recorded_run(
     folder = merged.adapter.origin.folder
     pinned = tmp_path / "recipe.yaml"
     shutil.copy(folder / "recipe.yaml", pinned)
-    from lorahub.recipe import load_recipe
+    from lorahub.recipe_file import load_recipe
 
     recipe = load_recipe(pinned)
     output = recipe.output.model_copy(update={"name": None, "folder": tmp_path / "again"})

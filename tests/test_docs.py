@@ -67,7 +67,7 @@ def test_readme_python_runs(home: Path) -> None:
 
 
 def test_recipe_of_the_document_is_one(tmp_path: Path) -> None:
-    from lorahub.recipe import load_recipe
+    from lorahub.recipe_file import load_recipe
 
     document = (ROOT / "docs" / "recipes.md").read_text()
     (text,) = re.findall(r"```yaml\n(.*?)```", document, re.DOTALL)

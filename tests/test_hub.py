@@ -156,6 +156,7 @@ def test_main_that_moves_between_two_files_changes_nothing(hub: LoopbackHub, rem
 def test_fetch_brings_the_adapter_and_all_files_brings_all(hub: LoopbackHub, remote: Hub) -> None:
     side = {"optimizer.pt": b"state", "sub/adapter_config.json": b"{}", "training.log": b"x"}
     known = {"lorahub.json": b"{}", "recipe.yaml": b"a: 1", "LICENSE.txt": b"free"}
+    known |= {"extracted.json": b"{}", "adapter.mos": b"pack"}
     hub.add_repo("ann/x", adapter(1) | known | side)
     assert pull(remote) == adapter(1) | known
     assert not [path for path in bodies(hub) if any(name in path for name in side)]

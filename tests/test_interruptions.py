@@ -27,6 +27,7 @@ __all__ = ["filled"]
 
 MERGE = ("merge", "languages", "packages", "manuals", "--method", "svd", "--rank", "8",
          "--name", "m", "--events", "jsonl")  # fmt: skip
+CARD = "---\ntags: [lora]\n---\n"
 EVENTS = 2 * 37 + 1  # two phases over 36 modules, each announced, and the end
 
 
@@ -321,3 +322,31 @@ def test_push_interrupted(hub: Any, filled: Path, tmp_path: Path) -> None:
     for n in range(len(functions)):
         repo = hub.repo(f"ann/m{n}")
         assert len(list(repo.history(repo.at("main")))) == 2
+
+
+def test_discover_interrupted(hub: Any, home: Path, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a", {"q": (5, 6, 3)})
+    for n in range(3):
+        hub.add_repo(f"ann/m{n}", {p.name: p for p in folder.iterdir()} | {"README.md": CARD})
+    functions = ("discovering:Discovering.discover", "listing:Listing.find", "listing:_listed",
+                 "remote:Remote.outlines", "remote:Remote.remember_outlines",
+                 "remote:Remote.hub_adapters", "sink:print_text")  # fmt: skip
+    words = ("discover", "--endpoint", hub.endpoint, "--token-env", "MY_TOKEN")
+    interrupt(functions, *words, env=hub_env(tmp_path))
+    # The first undisturbed command read every header; nobody had to again.
+    assert len(hub.log.find("GET", "/resolve/")) == 3
+
+
+def test_repro_interrupted(hub: Any, filled: Path, tmp_path: Path) -> None:
+    ok("merge", "languages", "packages", "--method", "cat", "--name", "m")
+    env = hub_env(tmp_path) | {"TMPDIR": str(tmp_path / "temporary")}
+    (tmp_path / "temporary").mkdir()
+    words = ("--endpoint", hub.endpoint, "--token-env", "MY_TOKEN")
+    done = call("push", "m", "ann/m", *words, env=env)
+    assert done.returncode == 0, done.stderr
+    before = entries(filled), entries(filled / "adapters")
+    functions = ("reproducing:from_hub", "merging:Merger.write", "verify:verify",
+                 "reproducing:compare")  # fmt: skip
+    interrupt(functions, "repro", "ann/m", *words, env=env)
+    assert (entries(filled), entries(filled / "adapters")) == before
+    assert entries(tmp_path / "temporary") == set()

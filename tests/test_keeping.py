@@ -48,7 +48,9 @@ def size(folder: Path) -> int:
 
 
 def pull(workspace: Workspace, *references: object) -> None:
-    for pulled in workspace.pull([str(r) for r in references]):
+    """One after the other, so that the first is the oldest."""
+    for reference in references:
+        (pulled,) = workspace.pull([str(reference)])
         assert pulled.error is None, pulled.error
 
 
@@ -70,7 +72,7 @@ def scrap(parent: Path, name: str = "lost") -> Path:
     return folder
 
 
-def dead_run(workspace: Workspace, target: Path) -> None:
+def begin(workspace: Workspace, target: Path) -> None:
     workspace.catalog.begin_run(RunDraft("d" * 64, "recipe", "svd", str(target)))
 
 
@@ -91,10 +93,12 @@ def test_gc_takes_scraps_and_nothing_else(
     merged, orphan = merge(workspace, "kept", "a", "b"), merge(workspace, "orphan", "a")
     workspace.remove(["orphan"])
     copy = write_adapter(home / "unpacked" / "0123" / "one", MODULES, seed=2)
+    fresh = write_adapter(copy.parent / "fresh", MODULES, seed=2)
+    os.utime(copy, (0, 0))
     used = write_adapter(home / "converted" / "4567" / "two", MODULES, seed=3)
     pull(workspace, used)
     elsewhere = tmp_path / "out" / "both"
-    dead_run(workspace, elsewhere)
+    begin(workspace, elsewhere)
     gone = [scrap(home / "adapters"), scrap(copy.parent), scrap(elsewhere.parent, "both"), copy]
     before = files(tmp_path)
     sizes = {str(folder): size(folder) for folder in gone} | {"run 3": 0}
@@ -111,7 +115,7 @@ def test_gc_takes_scraps_and_nothing_else(
     ]
     assert size(tmp_path) == sum(map(len, before.values())) - swept.bytes
     assert not any(folder.exists() for folder in gone)
-    assert merged.is_dir() and orphan.is_dir() and used.is_dir()
+    assert all(folder.is_dir() for folder in (merged, orphan, used, fresh))
     assert workspace.catalog.runs()[0].state == "interrupted"
     assert workspace.gc().removed == ()
     assert [w.what for w in workspace.gc(orphans=True).removed] == [str(orphan)]
@@ -127,6 +131,29 @@ def test_gc_leaves_what_is_being_written(workspace: Workspace) -> None:
             remove_folder(target, workspace.config.home / "locks")
     assert (target / "file").read_text() == "half"
     assert [w.kind for w in workspace.gc(orphans=True, dry_run=True).removed] == ["orphan"]
+
+
+def test_gc_leaves_what_a_run_is_about_to_catalogue(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = write_adapter(workspace.config.adapters / "now", MODULES)
+    begin(workspace, target)
+    assert workspace.gc(orphans=True).removed == ()
+    monkeypatch.setattr("store.runs._alive", lambda pid: False)
+    assert [w.kind for w in workspace.gc(orphans=True).removed] == ["run", "orphan"]
+
+
+def test_what_is_catalogued_meanwhile_stays(workspace: Workspace) -> None:
+    folder = write_adapter(workspace.config.adapters / "found", MODULES)
+
+    def meanwhile(event: Event) -> None:
+        if isinstance(event, PhaseStarted):
+            pull(workspace, folder)
+
+    swept = workspace.gc(orphans=True, listener=meanwhile)
+    assert swept.removed == ()
+    assert "was catalogued meanwhile" in swept.failed[0][1]
+    assert workspace.get("found").weights_path.is_file()
 
 
 def test_a_file_that_is_linked_elsewhere_frees_nothing(

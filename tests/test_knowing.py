@@ -6,6 +6,7 @@ import json
 import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,9 @@ from safetensors.torch import load_file, save_file
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from lorahub import similarity
-from lorahub.adapter import Module, ModuleKind
-from lorahub.engine import sketch as sketches
-from lorahub.engine.sketch import DELTA, SUBSPACE, Projection, project
+from lorahub import similarity, sketching
+from lorahub.adapter import AdapterInfo, Module, ModuleKind
+from lorahub.engine.sketch import DELTA, SUBSPACE, Projection, factors_hash, project
 from lorahub.errors import (
     IntegrityError,
     InvalidAdapterError,
@@ -44,7 +44,9 @@ def workspace(home: Path) -> Iterator[Workspace]:
 
 
 def pull(workspace: Workspace, *folders: Path) -> None:
-    for pulled in workspace.pull([str(f) for f in folders]):
+    """One after the other, so that the first is the oldest."""
+    for folder in folders:
+        (pulled,) = workspace.pull([str(folder)])
         assert pulled.error is None, pulled.error
 
 
@@ -81,7 +83,7 @@ def test_inner_products_are_those_of_the_dense_matrices_on_average() -> None:
     spaces = [(torch.linalg.qr(B)[0], torch.linalg.qr(A.mT)[0]) for B, A in ((B1, A1), (B2, A2))]
     overlap = sum(float((p.mT @ q).square().sum()) for p, q in zip(*spaces))
     deltas, projectors = [], []
-    for i in range(400):  # every name has hash functions of its own
+    for i in range(200):  # every name has hash functions of its own
         one = project([module(f"m{i}", B1, A1, 0.5)])
         other = project([module(f"m{i}", B2, A2, 2)])
         deltas.append(float(one.delta @ other.delta))
@@ -93,7 +95,7 @@ def test_inner_products_are_those_of_the_dense_matrices_on_average() -> None:
     ):
         error = np.std(found) / len(found) ** 0.5
         assert abs(np.mean(found) - exact) < 4 * error
-        assert error < 0.01 * size
+        assert error < 0.015 * size
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.3, 0.8, 1.0])
@@ -156,7 +158,7 @@ def test_the_hashes_stay_the_same() -> None:
     assert found.delta[[222, 471, 343]].round().tolist() == [-21, 21, -26]
     assert found.subspace[[447, 168]].tolist() == pytest.approx([-11 / 21, -11 / 21])
     assert int(found.spectrum.abs().argmax()) == 73
-    assert sketches.VERSION == 1, "with other vectors comes another version"
+    assert sketching.VERSION == 1, "with other vectors comes another version"
 
 
 # --- the catalog's sketches ---
@@ -203,13 +205,25 @@ def test_similar_orders_as_the_dense_deltas_do(workspace: Workspace, tmp_path: P
     assert [n.name for n in found] == sorted(exact, key=lambda n: -exact[n])
     for near in found:
         assert near.delta == pytest.approx(exact[near.name], abs=4 / DELTA**0.5)
-        assert near.base_model == "tests/base"
+        assert near.base == "tests/base"
     assert [n.name for n in workspace.similar("origin", limit=2)] == ["moved0", "moved1"]
     by_rows = workspace.similar("origin", by="subspace")
     assert by_rows[-1].name == "other"
     assert by_rows[0].subspace > 0.9 > by_rows[-1].subspace
     with pytest.raises(UsageError, match="by 'name'"):
         workspace.similar("origin", by="name")
+
+
+def test_adapters_of_other_bases_are_not_asked(workspace: Workspace, tmp_path: Path) -> None:
+    bases = {"one": "gpt2", "twin": "openai-community/gpt2", "other": "Qwen/Qwen2.5-0.5B",
+             "unknown": None}  # fmt: skip
+    for i, (name, base) in enumerate(bases.items()):
+        pull(workspace, write_adapter(tmp_path / name, SHAPES, seed=i, base=base))
+    events: list[Event] = []
+    found = workspace.similar("one", listener=events.append)
+    assert {n.name: n.base for n in found} == {"twin": "openai-community/gpt2", "unknown": None}
+    assert events[0] == PhaseStarted("sketch", 3, "adapters")
+    assert len(workspace.similar("unknown")) == 3
 
 
 def test_a_merge_lies_near_its_sources(workspace: Workspace) -> None:
@@ -220,6 +234,26 @@ def test_a_merge_lies_near_its_sources(workspace: Workspace) -> None:
     body = {"method": "cat", "sources": sources, "output": {"name": "both"}}
     workspace.merge(make_recipe(body))
     assert [n.name for n in workspace.similar("both")][-1] == "manuals"
+
+
+REAL = ("day21-track3-finetuning-llms__r8", "domain-skeleton-gpt2__", "smart-review-ai__lora-")
+
+
+def test_real_adapters_against_their_exact_cosines(
+    workspace: Workspace, shared_adapters: Path
+) -> None:
+    folders = [f for f in sorted(shared_adapters.iterdir()) if f.name.startswith(REAL)]
+    pull(workspace, *folders)
+    families = [{m.name for m in f.members} for f in workspace.cluster()]
+    assert families[0] == {REAL[0], f"{REAL[0]}-checkpoint-23", f"{REAL[0]}-checkpoint-46"}
+    assert {f"{REAL[2]}adapter", f"{REAL[2]}adapter-checkpoint-2500"} in families
+    assert workspace.duplicates() == ()
+    for family in families:
+        (first, *others) = sorted(family)
+        found = {n.name: n.delta for n in workspace.similar(first)}
+        for pair in workspace.compare([first, *others]).pairs:
+            if pair.one == first:
+                assert found[pair.other] == pytest.approx(pair.cosine, abs=3 / DELTA**0.5)
 
 
 def test_sketches_are_made_once(workspace: Workspace, tmp_path: Path) -> None:
@@ -278,7 +312,7 @@ def test_an_interruption_keeps_what_is_done(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pull(workspace, *(write_adapter(tmp_path / f"a{i}", SHAPES, seed=i) for i in range(3)))
-    monkeypatch.setattr("lorahub.sketching.PART", 1)
+    monkeypatch.setattr("lorahub.sketching.MOST_WORKERS", 1)
 
     def stop(event: Event) -> None:
         if isinstance(event, Advanced) and event.done == 2:
@@ -286,7 +320,7 @@ def test_an_interruption_keeps_what_is_done(
 
     with pytest.raises(KeyboardInterrupt):
         workspace.similar("a0", listener=stop)
-    assert workspace.catalog.unsketched(sketches.VERSION) == ["a2"]
+    assert workspace.catalog.unsketched(sketching.VERSION) == ["a2"]
     assert len(workspace.similar("a0")) == 2
 
 
@@ -295,7 +329,7 @@ def test_a_new_version_makes_all_sketches_again(
 ) -> None:
     pull(workspace, *(write_adapter(tmp_path / f"a{i}", SHAPES, seed=i) for i in range(2)))
     workspace.similar("a0")
-    monkeypatch.setattr(sketches, "VERSION", 2)
+    monkeypatch.setattr(sketching, "VERSION", 2)
     assert workspace.catalog.sketches("delta", 2) == []
     assert len(workspace.similar("a0")) == 1
     assert workspace.catalog.sketches("delta", 1) == []
@@ -364,6 +398,19 @@ def test_near_twins_are_no_duplicates(workspace: Workspace, tmp_path: Path) -> N
     (louder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 32}))
     pull(workspace, one, near, brain, flipped, louder)
     assert {(d.name, d.of) for d in workspace.duplicates()} == {("brain", "one")}
+
+
+def test_factors_that_nobody_hashed_are_like_no_others() -> None:
+    def info(hashed: str, weights: str) -> AdapterInfo:
+        modules = tuple(
+            replace(module(n, *random(0))[0], hash_a=hashed, hash_b=hashed) for n in "mn"
+        )
+        return AdapterInfo(
+            "peft", "LORA", None, None, modules, (), (), {}, "w.safetensors", 1, weights
+        )
+
+    assert factors_hash(info("ab", "1")) == factors_hash(info("ab", "2"))
+    assert factors_hash(info("", "1")) != factors_hash(info("", "2"))
 
 
 def test_a_cast_is_not_believed_once_a_file_changed(workspace: Workspace, tmp_path: Path) -> None:

@@ -14,16 +14,20 @@ from typer.testing import CliRunner
 
 from lorahub.adapter import Adapter
 from lorahub.cli.main import app
+from lorahub.cli.sink import plain
 from lorahub.lineage import Kin, ancestors, descendants, drawn, mermaid
 from lorahub.record import Parent
-from store import Catalog
+from lorahub.sketching import KINDS
+from store import AdapterFilter, Catalog
 from tests.conftest import EXAMPLES
 from tests.test_store import adapter
 
 
-@pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    with Catalog.open(tmp_path / "catalog.db") as opened:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Catalog]:
+    sqlite = request.param == "sqlite"
+    where = tmp_path / "catalog.db" if sqlite else request.getfixturevalue("postgres").new()
+    with Catalog.open(where) as opened:
         yield opened
 
 
@@ -49,7 +53,7 @@ def links(root: Kin) -> list[tuple[str, str, float | None]]:
 
 @given(st.integers(0, 10_000), st.integers(1, 12))
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_trees_are_the_closures_of_the_graph(catalog: Catalog, seed: int, count: int) -> None:
     for row in catalog.adapters():
@@ -111,8 +115,19 @@ def test_a_circle_ends(catalog: Catalog) -> None:
     catalog.add_lineage(one.id, [parent(other)])
     for root in (ancestors(catalog, one.id), descendants(catalog, one.id)):
         assert [k.name for k in everyone(root)] == ["one", "other", "one"]
-        assert [k.repeated for k in everyone(root)] == [False, False, True]
+        assert [k.omitted for k in everyone(root)] == [None, None, "as above"]
         assert drawn(root)[-1].endswith("(as above)")
+
+
+def test_a_long_line_of_merges_is_cut(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorahub.lineage.MOST_GENERATIONS", 10)
+    first = last = add(catalog, "n0")
+    for i in range(1, 15):
+        last = add(catalog, f"n{i}", last)
+    for root in (ancestors(catalog, last.id), descendants(catalog, first.id)):
+        assert len(list(everyone(root))) == 11
+        assert drawn(root)[-1].endswith("(and more)")
+        assert plain(root)["branches"]
 
 
 def test_hostile_names_stay_inside_their_boxes(catalog: Catalog) -> None:
@@ -142,3 +157,33 @@ def test_the_commands(home: Path) -> None:
     assert run("impact", "languages").splitlines()[1].startswith("└─ both  weight 0.5  cat")
     assert run("lineage", "both", "--mermaid").startswith("flowchart TD\n")
     assert CliRunner().invoke(app, ["impact", "nothing"]).exit_code == 3
+
+
+def test_sketches_in_the_catalog(catalog: Catalog) -> None:
+    added = [catalog.add(adapter(name, base_model=f"lab/{name}")) for name in "abc"]
+    bare = catalog.add(adapter("bare", modules=()))
+    columns = {"version": 1, "norm": 2.5, "structure": b"s", "factors": b"f"}
+    for one in (*added[:2], bare):
+        vectors = {kind: f"{kind} of {one.name}".encode() for kind in KINDS}
+        catalog.add_sketch(one.id, **columns, **vectors)
+    assert catalog.unsketched(1) == ["c"]
+    assert catalog.unsketched(2) == ["a", "b", "c"]
+    assert catalog.unsketched(2, AdapterFilter(base="lab/b")) == ["b"]
+    ids, body = catalog.sketch_vectors("delta", 1)
+    assert ids == [added[0].id, added[1].id, bare.id]
+    assert body == b"delta of adelta of bdelta of bare"
+    known = catalog.by_name("b")
+    assert known is not None and known.base is not None
+    assert catalog.unsketched(2, base=known.base.name) == ["b"]
+    assert catalog.sketch_vectors("delta", 1, base="lab/none")[0] == []
+    (row,) = catalog.sketches("spectrum", 1, AdapterFilter(base="lab/b"))
+    assert (row.id, row.name, row.vector) == (added[1].id, "b", b"spectrum of b")
+    (row,) = catalog.sketches("subspace", 1, ids=[added[0].id, added[2].id])
+    assert row.vector == b"subspace of a"
+    catalog.add_sketch(added[0].id, **{**columns, "version": 2}, **vectors)
+    assert catalog.sketch_vectors("delta", 1)[0] == [added[1].id, bare.id]
+    assert [k.name for k in catalog.sketch_keys(2)] == ["a"]
+    catalog.remove_all([added[0].id, added[1].id])
+    catalog.add_sketch(added[0].id, **columns, **vectors)  # it left meanwhile
+    assert catalog.sketch_vectors("delta", 1)[0] == [bare.id]
+    assert [p.name for p in catalog.placed()] == ["c", "bare"]

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
 
 from lorahub.adapter import Outline
 from store import Catalog
+from tests.test_store import catalog, where
+
+__all__ = ["catalog", "where"]
 
 ONE = Outline("peft", 4, 16, ("k_proj", "q_proj"), "BF16", 64, 3 << 32)
 SHA = "a" * 40
-
-
-@pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    with Catalog.open(tmp_path / "catalog.db") as catalog:
-        yield catalog
 
 
 def test_outlines_come_back_by_hub_repository_and_commit(catalog: Catalog) -> None:

@@ -20,6 +20,7 @@ from tui.actions import ACTIONS, binding_id
 from tui.app import LorahubApp
 from tui.query import parse, toggled
 from tui.screens.browse import BrowseScreen
+from tui.screens.modes import NAMES, _make
 from tui.widgets.paged_table import MOST_PAGES, PAGE, PagedTable
 
 
@@ -204,6 +205,30 @@ def test_palette_lists_only_what_applies(home: Path) -> None:
     run(home, scenario)
 
 
+def test_mouse_marks_without_colour_and_hostile_text(
+    filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    hostile = write_adapter(filled.parent / "[red]x\x1b[31m", {"layer.q": (8, 8, 2)})
+    (hostile / "README.md").write_text("---\nlicense: mit\n---\n[bold]card\x1b]0;owned\x07")
+    with Workspace.open(filled) as workspace:
+        workspace.pull([str(hostile)])
+
+    async def scenario(t: Terminal) -> None:
+        assert t.app.no_color
+        await t.pilot.click("#adapters", offset=(6, 2))
+        await t.press("space")
+        assert "●" in t.screen
+        assert "-" in next(line for line in t.screen.splitlines() if "(other base)" in line)
+        await t.press("X", "slash")
+        await t.type("license:mit")
+        await t.press("enter", "space")
+        assert "[red]x?[31m" in t.screen
+        assert "\x1b" not in t.screen
+
+    run(filled, scenario)
+
+
 def test_removing_asks_and_names_the_command(filled: Path) -> None:
     async def scenario(t: Terminal) -> None:
         await t.press("x")
@@ -223,21 +248,37 @@ def test_removing_asks_and_names_the_command(filled: Path) -> None:
 def test_every_binding_is_an_action_and_is_answered() -> None:
     names = [binding_id(a) for a in ACTIONS]
     assert len(names) == len(set(names))
-    for owner in (LorahubApp, BrowseScreen, PagedTable):
+    owners = {"app": LorahubApp, "table": PagedTable}
+    owners |= {name: type(_make(name)) for name in NAMES}
+    for owner in owners.values():
         for binding in owner.BINDINGS:
             assert binding.id in names
     for action in ACTIONS:
-        owner = {"app": LorahubApp, "browse": BrowseScreen, "table": PagedTable}.get(action.scope)
-        screens = ("browse", "compose", "run", "history", "inspect", "remote")
-        if owner is not None and action.name not in screens:
-            assert callable(getattr(owner, f"do_{action.name}")), action
+        if action.name not in NAMES:
+            assert callable(getattr(owners[action.scope], f"do_{action.name}")), action
+
+
+def test_unforeseen_error_is_shown_and_survived(
+    filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*words: object) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr("tui.screens.browse_reading.describe", broken)
+
+    async def scenario(t: Terminal) -> None:
+        assert "RuntimeError: unforeseen" in t.said
+        await t.press("j", "space")
+        assert "Basket 1" in t.screen
+
+    run(filled, scenario, defects=True)
 
 
 def test_queries() -> None:
     query = parse('rank:8..16 base:"my base" law rank')
     assert query.where == AdapterFilter(base="my base", rank=(8, 16))
     assert query.words == "law rank"
-    assert parse("rank:x").problem == "rank:x is no range; write 8, 8..16, ..16 or 8.."
+    assert parse("rank:x").problem == "rank 'x' is no range; write 8, 8..16, ..16 or 8.."
     assert parse("foo:1").problem is not None
     assert parse("base:").where == AdapterFilter()
     assert toggled("law rank:8", "rank", "4") == "law rank:4"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,10 @@ from lorahub.workspace import Workspace
 from tests.conftest import EXAMPLES, write_adapter
 from tests.loopback_hub.server import LoopbackHub
 from tests.terminal import NARROW, WIDE, Terminal, run
-from tui.jobs import Jobs
+from tui.jobs import Jobs, command, environment
 from tui.screens.compose import ComposeScreen
 from tui.screens.leave import LeaveDialog
+from tui.widgets.paged_table import PagedTable
 
 
 @pytest.fixture
@@ -30,14 +31,24 @@ def filled(home: Path) -> Path:
 
 
 @pytest.fixture
-def large(home: Path) -> Path:
-    """Two adapters whose merge takes a few seconds."""
-    modules = {f"layers.{i}.q": (1024, 1024, 64) for i in range(40)}
+def slow(home: Path) -> Path:
+    """Two adapters whose merge by TIES takes seconds."""
+    modules = {f"layers.{i}.q": (1024, 1024, 8) for i in range(30)}
     with Workspace.open(home) as workspace:
         for seed, name in enumerate(("one", "other")):
             folder = write_adapter(home.parent / name, modules, seed=seed)
             workspace.pull([str(folder)])
     return home
+
+
+async def _merge_slowly(t: Terminal, *names: str) -> None:
+    """Ask for merges of the two, and wait until the first is under way."""
+    await _pick_two(t)
+    for name in names:
+        t.app.edit(t.app.draft.with_method("ties").with_name(name))
+        await t.idle()
+        await t.press("m")
+    await t.until(lambda: any(j.done for j in t.app.running))
 
 
 async def _pick_two(t: Terminal) -> None:
@@ -62,7 +73,12 @@ def test_browse_compose_run_history_export(filled: Path) -> None:
         await t.press("4")
         assert "finished" in t.screen
         assert "method: svd" in t.screen
-        await t.press("1", "slash")
+        await t.press("1")
+        table = t.app.screen.query_one(PagedTable)
+        assert {r.value.summary.name: r.value.children for _, r in table.loaded()} == {
+            "both": 0, "languages": 1, "packages": 1,
+        }  # fmt: skip
+        await t.press("slash")
         await t.type("source:merge")
         await t.press("enter", "e")
         size = (filled / "adapters" / "both" / "adapter_model.safetensors").stat().st_size
@@ -70,7 +86,7 @@ def test_browse_compose_run_history_export(filled: Path) -> None:
         line = t.app.screen.query_one("#folder", Input)
         line.value = str(target)
         await t.idle()
-        assert f"$ lorahub export both {target}"[:60] in t.screen
+        assert "$ lorahub export both" in t.screen
         await t.press("enter")
         await t.done("export")
         assert t.app.running[0].state == "finished", t.app.running[0]
@@ -144,6 +160,14 @@ def test_conflict_and_figures_come_from_a_child(filled: Path) -> None:
         await _pick_two(t)
         await t.press("o")
         assert "Sign conflict" in t.screen
+        await t.press("tab", "end")
+        assert "100.0%" in t.screen
+        await t.press("escape", "S")
+        assert t.app.draft.rest["scale"] != 1
+        assert f"--method {t.app.draft.method}" in t.app.command
+        assert t.app.draft.method in t.said
+        await t.press("u")
+        assert "--method svd" in t.app.command
         await t.press("5")
         assert "languages" in t.screen
 
@@ -165,23 +189,16 @@ def test_failed_merge_says_what_to_do(filled: Path) -> None:
     run(filled, scenario)
 
 
-def test_cancel_pause_and_queue(large: Path) -> None:
+def test_cancel_pause_and_queue(slow: Path) -> None:
     async def scenario(t: Terminal) -> None:
-        await _pick_two(t)
-        for name in ("a", "b"):
-            t.app.edit(t.app.draft.with_name(name))
-            await t.idle()
-            await t.press("m")
+        await _merge_slowly(t, "a", "b")
         await t.press("3")
-        await t.until(lambda: any(j.done for j in t.app.running))
         states = {j.title: j.state for j in t.app.running}
         assert states == {"merge a": "running", "merge b": "waiting"}
-        await t.press("j")
-        assert "modules/s" in t.screen or "merge a" in t.screen
-        await t.press("space")
+        await t.press("j", "space")
         await t.until(lambda: t.app.running[1].state == "paused")
-        await t.press("space")
-        await t.until(lambda: t.app.running[1].state != "paused")
+        assert "paused" in t.screen
+        assert "of 30 modules" in t.screen
         await t.press("k", "x")
         await t.until(lambda: len(t.app.running) == 1)
         await t.press("x")
@@ -190,41 +207,13 @@ def test_cancel_pause_and_queue(large: Path) -> None:
         await t.press("4")
         assert "interrupted" in t.screen
 
-    run(large, scenario)
-    assert not (large / "adapters" / "a").exists()
+    run(slow, scenario)
+    assert not (slow / "adapters" / "a").exists()
 
 
-def test_job_outlives_the_application(large: Path) -> None:
+def test_killed_job_is_repeated_and_outlives_the_application(slow: Path) -> None:
     async def first(t: Terminal) -> None:
-        await _pick_two(t)
-        t.app.edit(t.app.draft.with_name("a"))
-        await t.idle()
-        await t.press("m")
-        await t.until(lambda: any(j.done for j in t.app.running))
-        await t.press("q")
-        assert isinstance(t.app.screen, LeaveDialog)
-        assert "merge a" in t.screen
-        await t.pilot.click("#go-on")
-        await t.pilot.pause()
-
-    async def second(t: Terminal) -> None:
-        assert [j.title for j in t.app.running] == ["merge a"]
-        await t.done("merge")
-        assert t.app.running[0].state == "finished"
-        await t.press("1")
-        assert "a " in t.screen
-
-    run(large, first)
-    run(large, second)
-
-
-def test_killed_child_is_recorded_and_can_be_repeated(large: Path) -> None:
-    async def scenario(t: Terminal) -> None:
-        await _pick_two(t)
-        t.app.edit(t.app.draft.with_name("a"))
-        await t.idle()
-        await t.press("m", "3")
-        await t.until(lambda: any(j.done for j in t.app.running))
+        await _merge_slowly(t, "a")
         pid = t.app.running[0].pid
         assert pid is not None
         os.killpg(pid, signal.SIGKILL)
@@ -233,13 +222,23 @@ def test_killed_child_is_recorded_and_can_be_repeated(large: Path) -> None:
         await t.press("4")
         assert "interrupted" in t.screen
         await t.press("r")
+        await t.until(lambda: t.app.running[0].pid is not None)
+        await t.press("q")
+        assert isinstance(t.app.screen, LeaveDialog)
+        assert "merge a" in t.screen
+        await t.pilot.click("#go-on")
+        await t.pilot.pause()
+
+    async def second(t: Terminal) -> None:
+        assert [j.title for j in t.app.running] == ["merge a", "merge a"]
         await t.done("merge")
         assert t.app.running[0].state == "finished"
-        await t.press("space", "4", "j")
+        await t.press("4", "space", "j")
         assert "run 1" in t.screen
         assert "-state" in t.screen
 
-    run(large, scenario)
+    run(slow, first)
+    run(slow, second)
 
 
 def test_damaged_job_folder_is_left_alone(home: Path) -> None:
@@ -260,7 +259,7 @@ def test_remote_finds_pulls_and_pushes(
     monkeypatch.setenv("HF_TOKEN", "hf_ann")
 
     async def scenario(t: Terminal) -> None:
-        await t.press("6")
+        await t.press("6", "slash")
         await t.type("packages")
         await t.press("enter")
         assert "ann/packages" in t.screen
@@ -286,7 +285,7 @@ def test_no_network_is_a_state(home: Path, hf_home: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     async def scenario(t: Terminal) -> None:
-        await t.press("6")
+        await t.press("6", "slash")
         await t.type("packages")
         await t.press("enter")
         assert "Traceback" not in t.screen
@@ -295,27 +294,13 @@ def test_no_network_is_a_state(home: Path, hf_home: Path, monkeypatch: pytest.Mo
     run(home, scenario)
 
 
-def test_events_reach_a_pipe_at_once(large: Path) -> None:
+def test_events_reach_a_pipe_at_once(slow: Path) -> None:
     """Progress is only worth something while the work goes on."""
-
-    async def main() -> None:
-        from tui.jobs import command, environment
-
-        env = {k: v for k, v in environment(large).items() if k != "PYTHONUNBUFFERED"}
-        child = await asyncio.create_subprocess_exec(
-            *command(["merge", "one", "other", "--method", "cat", "--name", "x",
-                      "--events", "jsonl"]),
-            stdout=asyncio.subprocess.PIPE, env=env,
-        )  # fmt: skip
+    env = {k: v for k, v in environment(slow).items() if k != "PYTHONUNBUFFERED"}
+    words = ["merge", "one", "other", "--method", "ties", "--name", "x", "--events", "jsonl"]
+    with subprocess.Popen(command(words), stdout=subprocess.PIPE, env=env) as child:
         assert child.stdout is not None
-        line = await child.stdout.readline()
-        assert json.loads(line)["event"] == "phase"
-        assert child.returncode is None
-        os.kill(child.pid, signal.SIGSTOP)
-        try:
-            assert not (large / "adapters" / "x").exists()
-        finally:
-            os.kill(child.pid, signal.SIGKILL)
-        await child.communicate()
-
-    asyncio.run(main())
+        events = (json.loads(line)["event"] for line in child.stdout)
+        assert "advance" in events
+        assert child.poll() is None
+        child.kill()

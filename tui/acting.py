@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from textual.message_pump import MessagePump
+from textual.worker import Worker, WorkerState
 
 from tui.actions import Action, of_scope
 
@@ -12,7 +13,20 @@ if TYPE_CHECKING:
     from tui.app import LorahubApp
 
 
-class Acting(MessagePump):
+class Working(MessagePump):
+    """Says when one of its workers fails for a reason that nobody foresaw, and goes on."""
+
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        """Show the error; everything foreseen comes as a message instead."""
+        if event.state is WorkerState.ERROR:
+            self.app.notify(
+                f"{type(event.worker.error).__name__}: {event.worker.error}\n"
+                "This is a defect of lorahub: please report it.",
+                severity="error", timeout=20, markup=False,
+            )  # fmt: skip
+
+
+class Acting(Working):
     """Answers action ``x`` of its scope with its method ``do_x``, or says why not."""
 
     scope: str = ""

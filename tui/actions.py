@@ -88,6 +88,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("conflicts", "compose", "o", "Conflicts", "Compute how the inputs conflict."),
     Action("suggest", "compose", "S", "Suggest", "Ask which method and parameters fit."),
     Action("editor", "compose", "ctrl+e", "Editor", "Edit the recipe in $EDITOR."),
+    Action("back", "compose", "escape", "Back", "From a field back to the inputs."),
     Action("copy", "compose", "y", "Copy recipe", "Copy the recipe as YAML."),
     # Run
     Action("cancel", "run", "x", "Cancel", "Stop the job now; again, kill it.", shown=True),
@@ -110,6 +111,7 @@ ACTIONS: tuple[Action, ...] = (
     # Remote
     Action("filter", "remote", "slash", "Search", "Type what to look for.", shown=True),
     Action("pull", "remote", "L", "Pull", "Pull the highlighted repository.", shown=True),
+    Action("back", "remote", "escape", "Back", "From the line to what was found."),
     Action("copy", "remote", "y", "Copy name", "Copy the repository's name."),
 )  # fmt: skip
 

@@ -29,6 +29,8 @@ from tui.state import State, load_keymap, load_state, save_state
 BEAT = 0.05
 """Seconds between two looks at running jobs: 20 a second at most reach the screen."""
 IDLE_BEAT = 1.0
+PATIENCE = 10.0
+"""Seconds until the next try where jobs could not be started."""
 
 
 class LorahubApp(Acting, App[None]):
@@ -44,6 +46,7 @@ class LorahubApp(Acting, App[None]):
     HORIZONTAL_BREAKPOINTS = [  # noqa: RUF012 - as textual declares it
         (0, "-narrow"),
         (100, "-wide"),
+        (160, "-huge"),
     ]
 
     basket: reactive[tuple[Adapter, ...]] = reactive(())
@@ -77,15 +80,15 @@ class LorahubApp(Acting, App[None]):
         names = {theme.name for theme in themes.THEMES}
         self.theme = self.state.theme if self.state.theme in names else themes.DARK.name
 
-    def on_mount(self) -> None:
+    async def on_mount(self) -> None:
         """Put everything back where it was."""
         keys, problems = load_keymap(self.home)
         self.set_keymap(dict(keys))
         for problem in problems:
-            self.notify(problem, severity="warning", timeout=10)
+            self.notify(problem, severity="warning", timeout=10, markup=False)
         self.draft = self.edits.draft
         screen = self.state.screen if self.state.screen in modes.MODES else "browse"
-        self.switch_mode(screen)
+        await self.switch_mode(screen)
         self._watch_jobs()
 
     def on_unmount(self) -> None:
@@ -107,7 +110,7 @@ class LorahubApp(Acting, App[None]):
 
     # Work in threads
 
-    @work(thread=True, exclusive=True, group="resolve")
+    @work(thread=True, exclusive=True, group="resolve", exit_on_error=False)
     def _resolve(self, names: tuple[str, ...]) -> None:
         found = []
         for name in names:
@@ -118,13 +121,18 @@ class LorahubApp(Acting, App[None]):
         if not get_current_worker().is_cancelled:
             self.post_message(self.Resolved(tuple(found)))
 
-    @work(thread=True)
+    @work(thread=True, exit_on_error=False)
     def _watch_jobs(self) -> None:
         worker = get_current_worker()
         before: tuple[Job, ...] | None = None
         while not (worker.is_cancelled or self.jobs.closed):
             self.jobs.changed.clear()
-            now = self.jobs.poll()
+            try:
+                now = self.jobs.poll()
+            except LorahubError as error:
+                self.post_message(Complaint(error))
+                self.jobs.changed.wait(PATIENCE)
+                continue
             if now != before:
                 self.post_message(self.Polled(now))
                 before = now
@@ -150,10 +158,10 @@ class LorahubApp(Acting, App[None]):
             if job.active or earlier is None or not earlier.active:
                 continue
             if job.state == "finished":
-                self.notify(f"{job.title}: done")
+                self.notify(f"{job.title}: done", markup=False)
                 self.announce_change()
             else:
-                self.notify(f"{job.title}: {job.error}", severity="error", timeout=8)
+                self.notify(f"{job.title}: {job.error}", severity="error", timeout=8, markup=False)
 
     def on_complaint(self, event: Complaint) -> None:
         """Something could not be done."""
@@ -174,7 +182,7 @@ class LorahubApp(Acting, App[None]):
         except LorahubError as error:
             self.complain(error)
         else:
-            self.notify(f"{title}: asked for; see Run (3)")
+            self.notify(f"{title}: asked for; see Run (3)", markup=False)
 
     def complain(self, error: LorahubError) -> None:
         """Show an error with what to do about it."""
@@ -204,10 +212,13 @@ class LorahubApp(Acting, App[None]):
     def action_do(self, name: str) -> None:
         """Screens are actions by their names; the others as everywhere."""
         if name in modes.MODES and self.why_not(name) is None:
-            self.switch_mode(name)
-            self.remember(screen=name)
+            self.call_next(self._go, name)
             return
         super().action_do(name)
+
+    async def _go(self, screen: str) -> None:
+        await self.switch_mode(screen)
+        self.remember(screen=screen)
 
     def do_help(self) -> None:
         """Show the keys."""

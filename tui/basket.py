@@ -12,7 +12,7 @@ def why_not_row(row: AdapterSummary, basket: Sequence[Adapter]) -> str | None:
     """Why a row of the table cannot join the basket, in a few words; None if it can."""
     if not row.mergeable:
         return "cannot be merged"
-    mine = canonical_base(row.base_model)
+    mine = row.base or canonical_base(row.base_model)
     return "other base" if mine and _others(mine, row.name, basket) else None
 
 
@@ -21,12 +21,10 @@ def why_not(adapter: Adapter, basket: Sequence[Adapter]) -> str | None:
     if adapter.info.refusals:
         reasons = "; ".join(r.message for r in adapter.info.refusals)
         return f"{adapter.name} cannot be merged: {reasons}"
-    mine = canonical_base(adapter.info.base_model)
+    mine = base_of(adapter)
     other = _others(mine, adapter.name, basket) if mine else None
     if other is not None:
-        return f"{adapter.name} is for {mine}, the basket holds {other.name} for " + str(
-            canonical_base(other.info.base_model)
-        )
+        return f"{adapter.name} is for {mine}, the basket holds {other.name} for {base_of(other)}"
     shapes = {m.name: (m.d_in, m.d_out) for m in adapter.info.modules}
     for other in basket:
         for module in other.info.modules:
@@ -41,7 +39,13 @@ def why_not(adapter: Adapter, basket: Sequence[Adapter]) -> str | None:
 def _others(base: str, name: str, basket: Sequence[Adapter]) -> Adapter | None:
     """An adapter of the basket that is for another base model."""
     for other in basket:
-        theirs = canonical_base(other.info.base_model)
+        theirs = base_of(other)
         if other.name != name and theirs is not None and theirs != base:
             return other
     return None
+
+
+def base_of(adapter: Adapter) -> str | None:
+    """The base model as the catalog knows it, or as the adapter names it."""
+    known = adapter.base.name if adapter.base is not None else None
+    return known or canonical_base(adapter.info.base_model)

@@ -6,12 +6,14 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from lorahub.errors import InvalidRecipeError
-from lorahub.recipe import Recipe, make_recipe
+
+if TYPE_CHECKING:
+    from lorahub.recipe import Recipe
 
 DEFAULT_METHOD = "svd"
 # Keys of a recipe that `lorahub merge` has an option for, in the order they are written.
@@ -88,6 +90,8 @@ class Draft:
         """
         if not any(not i.muted for i in self.inputs):
             raise InvalidRecipeError("the recipe has no inputs", hint="pick adapters in Browse")
+        from lorahub.recipe import make_recipe
+
         return make_recipe(self.body)
 
     def command(self) -> str:
@@ -192,6 +196,8 @@ def from_body(body: Mapping[str, Any], muted: Iterable[Mapping[str, Any]] = ()) 
             hint="write one '- adapter: NAME' a line",
         )
     if sources:
+        from lorahub.recipe import make_recipe  # the first screen does not need pydantic
+
         make_recipe(dict(body))
     inputs = [Input(dict(s)) for s in sources] + [Input(dict(s), muted=True) for s in muted]
     return Draft(tuple(inputs), {k: v for k, v in body.items() if k != "sources"})

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from tui import text
 
+CELL = 10
+
 
 def matrix(
     rows: Sequence[str],
@@ -17,17 +19,17 @@ def matrix(
 ) -> str:
     """Values by row and column; shades run from ``low`` to ``high``."""
     width = max((len(r) for r in rows), default=0)
-    heads = [text.clipped(c, 8) for c in columns]
-    lines = [" " * width + " " + " ".join(f"{h:>8}" for h in heads)]
+    heads = [text.ending(c, CELL) for c in columns]
+    lines = [" " * width + " " + " ".join(f"{h:>{CELL}}" for h in heads)]
     for row in rows:
         cells = []
         for column in columns:
             value = values.get((row, column))
             if value is None:
-                cells.append(" " * 8)
+                cells.append(" " * CELL)
             else:
                 share = (value - low) / (high - low) if high > low else 0.0
-                cells.append(f"{text.shade(share) * 2} {value:5.3g}")
+                cells.append(f"{text.shade(share) * 2} {value:{CELL - 3}.2f}")
         lines.append(f"{row:{width}} " + " ".join(cells))
     return "\n".join(lines)
 
@@ -58,7 +60,21 @@ def conflicts(comparison: Mapping[str, object]) -> str:
         f"  effective rank {float(n['effective_rank']):.2f}"
         for n in norms
     ]
-    return "\n\n".join([*parts, "Norms\n" + "\n".join(lines)])
+    return "\n\n".join([*parts, "Norms\n" + "\n".join(lines), *_kept(comparison)])
+
+
+def _kept(comparison: Mapping[str, object]) -> list[str]:
+    """How much of the plain sum's energy each rank keeps."""
+    total = comparison.get("total")
+    energy = total.get("energy") if isinstance(total, Mapping) else None
+    if not isinstance(energy, list) or not energy:
+        return []
+    ranks = [2**i for i in range(len(energy).bit_length()) if 2**i < len(energy)]
+    lines = [
+        f"{rank:>6} {text.bar(energy[rank - 1], 20)} {energy[rank - 1]:6.1%}"
+        for rank in (*ranks, len(energy))
+    ]
+    return ["Energy of the sum that a rank keeps\n" + "\n".join(lines)]
 
 
 FIGURES: Mapping[str, str] = {

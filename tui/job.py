@@ -75,7 +75,7 @@ class Progress:
     """Reads a job's events as they are written."""
 
     def __init__(self) -> None:
-        self.over = False
+        self._over = False
         self._offset = 0
         self._rest = b""
         self._phase, self._unit, self._item = "", "", ""
@@ -125,7 +125,7 @@ class Progress:
 
     def close(self, folder: Path) -> None:
         """The process is gone: what it wrote now tells how it ended."""
-        self.over = True
+        self._over = True
         files = [folder / "events.jsonl", folder / "log.txt"]
         self._ended = max((f.stat().st_mtime for f in files if f.is_file()), default=time.time())
         if self._result is None and self._error is None:
@@ -178,7 +178,7 @@ class Progress:
     def _state(self, body: Mapping[str, Any], *, alive: bool) -> str:
         if "pid" not in body:
             return "waiting"
-        if not self.over:
+        if not self._over:
             return "paused" if body.get("paused") and alive else "running"
         if self._error is not None:
             return "interrupted" if self._error[0] == "interrupted" else "failed"

@@ -12,19 +12,24 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, RLock
 from typing import Any
 
-from lorahub.errors import LorahubError, StorageError
+from lorahub.errors import LorahubError
 from tui.job import Job, Progress
+from tui.job_files import folders, held, load, storing, write
+
+FOR_US = ("--events", "jsonl", "--json")
+"""Words that only make a command's output easy to read for a program."""
 
 RECIPE = "RECIPE"
 """Stands in a job's words for the path of its recipe file."""
@@ -40,6 +45,7 @@ class Jobs:
         self.closed = False
         self._lock = RLock()
         self._progress: dict[str, Progress] = {}
+        self._ended: dict[str, Job] = {}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def close(self) -> None:
@@ -67,70 +73,83 @@ class Jobs:
             now = time.time()
             name = f"{int(now * 1000):014d}-{secrets.token_hex(2)}"
             folder = self.folder / name
-            try:
+            with storing(folder):
                 folder.mkdir(parents=True)
                 if recipe is not None:
                     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
-                _write(folder, {"words": list(words), "title": title, "submitted": now})
-            except OSError as error:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise StorageError(
-                    f"{folder}: cannot be written ({error.strerror})", hint="free some space"
-                ) from error
+                write(folder, {"words": list(words), "title": title, "submitted": now})
         self.changed.set()
         return name
 
     def poll(self) -> tuple[Job, ...]:
-        """What is known of every job now, newest first; starts those whose turn it is."""
+        """What is known of every job now, newest first; starts those whose turn it is.
+
+        Raises:
+            StorageError: A job cannot be started, for the data folder cannot be written.
+        """
         with self._lock:
-            names = sorted((p.name for p in _folders(self.folder)), reverse=True)
-            for gone in set(self._progress) - set(names):
-                del self._progress[gone]
+            names = sorted((p.name for p in folders(self.folder)), reverse=True)
+            for gone in set(self._ended) - set(names):
+                del self._ended[gone]
             jobs = [self._read(name) for name in names]
             busy = {job.lane for job in jobs if job.active and job.state != "waiting"}
             for position in reversed(range(len(jobs))):
                 job = jobs[position]
                 if job.state == "waiting" and job.lane not in busy:
                     busy.add(job.lane)
-                    self._start(job)
+                    with storing(self.folder / job.name):
+                        self._start(job)
                     jobs[position] = self._read(job.name)
             return tuple(jobs)
 
     def cancel(self, job: Job) -> None:
-        """Stop a job as Ctrl-C does; a second time, kill it. One that waits is taken off."""
-        with self._lock:
+        """Stop a job as Ctrl-C does; a second time, kill it. One that waits is taken off.
+
+        Raises:
+            StorageError: As `submit`.
+        """
+        with self._lock, storing(self.folder / job.name):
             now = self._read(job.name)
             if now.state == "waiting":
                 self.forget(now)
             elif now.active:
-                body = _load(self.folder / job.name)
+                body = load(self.folder / job.name)
                 again = bool(body.get("cancelled"))
-                _write(self.folder / job.name, {**body, "cancelled": True})
+                write(self.folder / job.name, {**body, "cancelled": True})
                 self._signal(now, signal.SIGKILL if again else signal.SIGINT)
                 self._signal(now, signal.SIGCONT)
         self.changed.set()
 
     def pause(self, job: Job) -> None:
-        """Hold a running job, or let a held one go on."""
-        with self._lock:
+        """Hold a running job, or let a held one go on.
+
+        Raises:
+            StorageError: As `submit`.
+        """
+        with self._lock, storing(self.folder / job.name):
             now = self._read(job.name)
             if now.state in {"running", "paused"}:
-                body = _load(self.folder / job.name)
-                held = now.state == "paused"
-                self._signal(now, signal.SIGCONT if held else signal.SIGSTOP)
-                _write(self.folder / job.name, {**body, "paused": not held})
+                body = load(self.folder / job.name)
+                goes_on = now.state == "paused"
+                self._signal(now, signal.SIGCONT if goes_on else signal.SIGSTOP)
+                write(self.folder / job.name, {**body, "paused": not goes_on})
         self.changed.set()
 
     def again(self, job: Job) -> str:
-        """Submit the same once more."""
+        """Submit the same once more.
+
+        Raises:
+            StorageError: As `submit`.
+        """
         file = self.folder / job.name / "recipe.yaml"
-        recipe = file.read_text(encoding="utf-8") if file.is_file() else None
+        with storing(file):
+            recipe = file.read_text(encoding="utf-8") if file.is_file() else None
         return self.submit(job.words, job.title, recipe)
 
     def forget(self, job: Job) -> None:
         """Take an ended or waiting job off the list."""
         with self._lock:
-            if not _held(self.folder / job.name):
+            if not held(self.folder / job.name):
                 shutil.rmtree(self.folder / job.name, ignore_errors=True)
         self.changed.set()
 
@@ -142,6 +161,12 @@ class Jobs:
         for job in self.poll():
             if job.state == "waiting":
                 self.forget(job)
+
+    def line(self, job: Job) -> str:
+        """The command line that does the same in a shell."""
+        recipe = str(self.folder / job.name / "recipe.yaml")
+        words = [recipe if word == RECIPE else word for word in job.words]
+        return shlex.join(["lorahub", *(w for w in words if w not in FOR_US)])
 
     def log(self, job: Job, limit: int = 20_000) -> str:
         """The end of what the job wrote to stderr."""
@@ -161,7 +186,7 @@ class Jobs:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 return  # another lorahub has just started it
-            body = _load(folder)
+            body = load(folder)
             if "pid" in body:
                 return
             words = [str(folder / "recipe.yaml") if w == RECIPE else w for w in job.words]
@@ -178,28 +203,31 @@ class Jobs:
                     start_new_session=True,
                     pass_fds=(lock.fileno(),),
                 )
-            _write(folder, {**body, "pid": child.pid, "started": time.time()})
+            write(folder, {**body, "pid": child.pid, "started": time.time()})
             self._children[job.name] = child
 
     def _signal(self, job: Job, number: signal.Signals) -> None:
-        if job.pid is not None and _held(self.folder / job.name):
+        if job.pid is not None and held(self.folder / job.name):
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(job.pid, number)
 
     def _read(self, name: str) -> Job:
+        if name in self._ended:
+            return self._ended[name]
         folder = self.folder / name
-        body = _load(folder)
+        body = load(folder)
         progress = self._progress.setdefault(name, Progress())
-        if progress.over:
-            return progress.job(name, body, alive=False)
         child = self._children.get(name)
         # Looked at before the output: what a process wrote before it ended is all read then.
-        alive = "pid" in body and _held(folder)
+        alive = "pid" in body and held(folder)
         if child is not None and child.poll() is not None:
             del self._children[name]
         progress.read(folder / "events.jsonl")
         if "pid" in body and not alive:
             progress.close(folder)
+            self._ended[name] = progress.job(name, body, alive=False)
+            del self._progress[name]
+            return self._ended[name]
         return progress.job(name, body, alive=alive)
 
 
@@ -245,36 +273,3 @@ async def ask(home: Path, words: Sequence[str]) -> Any:  # noqa: ANN401 - whatev
         raise LorahubError(str(error.get("message")), hint=error.get("hint"))
     lines = errors.decode(errors="replace").strip().splitlines() or ["it ended without a word"]
     raise LorahubError(lines[-1], hint=f"run `lorahub {' '.join(words)}` to see all of it")
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        return [p for p in folder.iterdir() if (p / "job.json").is_file()]
-    except OSError:
-        return []
-
-
-def _load(folder: Path) -> dict[str, Any]:
-    try:
-        body = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return body if isinstance(body, dict) else {}
-
-
-def _write(folder: Path, body: Mapping[str, Any]) -> None:
-    partial = folder / "job.json.partial"
-    partial.write_text(json.dumps(body), encoding="utf-8")
-    partial.replace(folder / "job.json")
-
-
-def _held(folder: Path) -> bool:
-    """Whether a process holds the job's lock, and so lives; process numbers come again."""
-    try:
-        with (folder / "lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False

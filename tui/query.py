@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
+from lorahub.errors import UsageError
+from lorahub.filters import parse_filter
 from store import AdapterFilter
 
-SOURCES = ("hub", "folder", "merge")
+KEYS = (
+    "base", "rank", "alpha", "target", "tag", "dtype", "size", "license", "task", "source",
+    "method", "since", "until", "used-in",
+)  # fmt: skip
+LISTS = {"target": "targets", "tag": "tags"}
+"""Keys that may be given several times, with the field of the filter that takes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,29 +53,35 @@ class Query:
 def parse(text: str) -> Query:
     """Read a filter line; never fails, for it is read while it is typed."""
     where, words, problem = AdapterFilter(), [], None
+    given: dict[str, Any] = {}
     for key, value in pairs(text):
         if not key:
             words.append(value)
         elif key not in KEYS:
             problem = f"no filter '{key}:'; there are {', '.join(KEYS)}"
+        elif value and key in LISTS:
+            given[LISTS[key]] = (*given.get(LISTS[key], ()), value)
         elif value:
-            try:
-                where = KEYS[key](where, value)
-            except ValueError as error:
-                problem = str(error)
+            given[key.replace("-", "_")] = value
+        try:
+            where = parse_filter(**given)
+        except UsageError as error:
+            problem = f"{error.message.removeprefix('--')}; {error.hint}"
+            given.pop(key.replace("-", "_"), None)
     return Query(text, where, " ".join(words), problem)
 
 
 def pairs(text: str) -> list[tuple[str, str]]:
     """The line's parts as key and value; a word has no key. Quotes keep spaces together."""
-    found = re.findall(r'(?:([a-z]+):)?(?:"([^"]*)"?|(\S+))|([a-z]+):(?=\s|$)', text)
+    found = re.findall(r'(?:([a-z-]+):)?(?:"([^"]*)"?|(\S+))|([a-z-]+):(?=\s|$)', text)
     return [(key or bare, quoted or plain) for key, quoted, plain, bare in found]
 
 
 def toggled(text: str, key: str, value: str) -> str:
-    """The line with ``key:value`` put in, in place of another value; or taken out."""
+    """The line with ``key:value`` put in or taken out; targets and tags may have several."""
     parts = pairs(text)
-    without = [(k, v) for k, v in parts if k != key]
+    kept = key in LISTS
+    without = [(k, v) for k, v in parts if (k, v) != (key, value) and (k != key or kept)]
     if (key, value) not in parts:
         without.append((key, value))
     return " ".join(_written(k, v) for k, v in without)
@@ -77,27 +90,3 @@ def toggled(text: str, key: str, value: str) -> str:
 def _written(key: str, value: str) -> str:
     text = f'"{value}"' if re.search(r"\s", value) else value
     return f"{key}:{text}" if key else text
-
-
-def _rank(where: AdapterFilter, text: str) -> AdapterFilter:
-    match = re.fullmatch(r"(\d+)|(\d*)\.\.(\d*)", text)
-    if match is None:
-        raise ValueError(f"rank:{text} is no range; write 8, 8..16, ..16 or 8..")
-    if match[1]:
-        return replace(where, rank=(int(match[1]), int(match[1])))
-    bounds = int(match[2]) if match[2] else None, int(match[3]) if match[3] else None
-    return replace(where, rank=bounds)
-
-
-def _source(where: AdapterFilter, text: str) -> AdapterFilter:
-    if text not in SOURCES:
-        raise ValueError(f"source:{text} is not {', '.join(SOURCES)}")
-    return replace(where, source=text)
-
-
-KEYS: dict[str, Callable[[AdapterFilter, str], AdapterFilter]] = {
-    "base": lambda where, text: replace(where, base=text),
-    "rank": _rank,
-    "method": lambda where, text: replace(where, method=text),
-    "source": _source,
-}

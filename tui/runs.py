@@ -63,7 +63,7 @@ def _facts(run: Run) -> tuple[tuple[str, str], ...]:
         ("dtype", str(record.get("dtype", ""))),
         *(("parent", f"{p['reference']} weight {text.number(p['weight'])}")
           for p in record.get("parents", ())),
-        ("error of", f"{check['worst_error']:.1e} in {check['worst_module']}, "
+        ("off by", f"{check['worst_error']:.1e} in {check['worst_module']}, "
                      f"{check['tolerance']:.0e} is allowed" if check else ""),
         ("truncation", f"{check['truncation']:.2%}" if check else ""),
         ("kept", ", ".join(f"{k:.1%}" for k in check.get("retained", ()))),

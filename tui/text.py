@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+from rich.text import Text
 
 BLOCKS = " ▏▎▍▌▋▊▉█"
 STEPS = "▁▂▃▄▅▆▇█"
@@ -19,9 +22,9 @@ def size(count: int) -> str:
     return f"{value:.1f} TB"
 
 
-def ranks(low: int, high: int) -> str:
-    """A rank, or the span of several."""
-    return str(high) if low == high else f"{low}..{high}"
+def ranks(low: float, high: float) -> str:
+    """A rank or alpha, or the span of several."""
+    return f"{high:g}" if low == high else f"{low:g}..{high:g}"
 
 
 def number(value: float) -> str:
@@ -69,6 +72,28 @@ def plural(count: int, word: str) -> str:
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
 
 
-def clipped(text: str, width: int) -> str:
+def clipped(words: str, width: int) -> str:
     """The text in at most that many characters, cut with an ellipsis."""
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+    return words if len(words) <= width else f"{words[: width - 1]}…"
+
+
+def shown(words: str, *, wrap: bool = True) -> Text:
+    """Words from anywhere, as a widget may show them: no markup, no control characters."""
+    clean = "".join(c if c.isprintable() or c == "\n" else " " if c == "\t" else "?" for c in words)
+    return Text(clean, no_wrap=not wrap, overflow=None if wrap else "ellipsis")
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> Table:
+    """Fields in bold with their values beside them; what is empty is left out."""
+    table = Table.grid(padding=(0, 1))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in pairs:
+        if value:
+            table.add_row(key, shown(value))
+    return table
+
+
+def ending(words: str, width: int) -> str:
+    """The end of the text in at most that many characters: of paths, what tells them apart."""
+    return words if len(words) <= width else f"…{words[1 - width :]}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lorahub.cli import sink
 
 if TYPE_CHECKING:
-    from store import AdapterSummary
+    from lorahub.workspace import Workspace
+    from store import AdapterSummary, Evaluation
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="Catalog name, id, folder or Hub id.")]
 Refs = Annotated[list[str], typer.Argument(metavar="REF...", help="One or more adapters.")]
@@ -85,7 +87,7 @@ def ls(
             return
         rows = workspace.adapters(where, sort=sort, descending=reverse, limit=limit, offset=offset)
         total = workspace.count(where)
-        _print_rows(rows, as_json=as_json)
+        _print_rows(rows, workspace, as_json=as_json)
         if total > offset + len(rows):
             sink.note(f"{len(rows)} of {total}; more with --offset {offset + len(rows)}")
         if total == 0:
@@ -113,16 +115,17 @@ def search(
     with sink.errors("search", as_json=as_json), Workspace.open() as workspace:
         text = " ".join(words)
         rows = workspace.search(text, limit=limit)
-        _print_rows(rows, as_json=as_json)
+        _print_rows(rows, workspace, as_json=as_json)
         if not rows:
             sink.note("nothing found")
         elif (meant := workspace.corrected(text)) != text:
             sink.note(f"nothing has '{text}'; these have '{meant}'")
 
 
-def _print_rows(rows: list[AdapterSummary], *, as_json: bool) -> None:
+def _print_rows(rows: list[AdapterSummary], workspace: Workspace, *, as_json: bool) -> None:
     if as_json:
-        sink.print_json(rows)
+        scored = workspace.catalog.evaluations([r.id for r in rows])
+        sink.print_json([sink.plain(r) | {"evaluations": _figures(scored, r.id)} for r in rows])
         return
     sink.print_table(
         ("name", "base", "rank", "targets", "dtype", "size", "source", "method", "mergeable"),
@@ -143,6 +146,10 @@ def _print_rows(rows: list[AdapterSummary], *, as_json: bool) -> None:
     )
 
 
+def _figures(scored: Mapping[int, Sequence[Evaluation]], adapter_id: int) -> dict[str, Any]:
+    return {e.suite: dict(e.figures) for e in scored.get(adapter_id, ())}
+
+
 def show(reference: Ref, as_json: sink.Json = False) -> None:
     """Show one adapter: what it is, where it came from, its modules and lineage."""
     from lorahub.lineage import drawn
@@ -156,6 +163,7 @@ def show(reference: Ref, as_json: sink.Json = False) -> None:
         if as_json:
             body = sink.plain(adapter)
             body["content_hash"] = info.content_hash
+            body["evaluations"] = sink.plain(workspace.evaluations(adapter))
             body["exports"] = sink.plain(workspace.catalog.exports(adapter.id))
             body["parents"], body["children"] = sink.plain(parents), list(children)
             sink.print_json(body)
@@ -185,6 +193,10 @@ def show(reference: Ref, as_json: sink.Json = False) -> None:
         ]
         exports = workspace.catalog.exports(adapter.id)
         facts += [("exported to", f"{e.folder} ({e.format})") for e in exports]
+        facts += [
+            (e.suite, ", ".join(f"{key} {value:.4g}" for key, value in e.figures.items()))
+            for e in workspace.evaluations(adapter)
+        ]
         facts += [("not mergeable", r.message) for r in info.refusals]
         facts += [("warning", w) for w in info.warnings]
         sink.print_table(("field", "value"), [f for f in facts if f[1]])

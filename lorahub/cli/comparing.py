@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorahub.cli import sink
-from lorahub.cli.catalog import Refs
+from lorahub.cli.catalog import Ref, Refs
 
 if TYPE_CHECKING:
     from lorahub.engine.compare import Comparison, Norms, Pair
@@ -71,6 +71,31 @@ def compare(
     )  # fmt: skip
     sink.print_table(("rank", *(n.adapter for n in parts[0][1])), _energies(result))
     sink.print_picture(picture(result))
+
+
+def inspect(reference: Ref, as_json: sink.Json = False) -> None:
+    """Look into one adapter: norm, spectrum and effective rank of every module."""
+    from lorahub.workspace import Workspace
+
+    with (
+        sink.errors("inspect", as_json=as_json),
+        sink.progress() as listener,
+        Workspace.open() as workspace,
+    ):
+        result = workspace.inspect(reference, listener=listener)
+    if as_json:
+        sink.print_json(result)
+        return
+    from lorahub.plot import sparkline
+
+    sink.print_table(
+        ("module", "rank", "norm", "effective rank", "nuclear norm", "spectrum"),
+        (
+            (where, len(n.sigma), f"{n.norm:.4g}", f"{n.effective_rank:.2f}", f"{n.nuclear:.4g}",
+             sparkline(n.sigma))
+            for where, n in (("all", result.total), *((m.module, m.total) for m in result.modules))
+        ),
+    )  # fmt: skip
 
 
 def _angles(cosines: Sequence[float]) -> str:

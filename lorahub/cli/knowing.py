@@ -66,7 +66,7 @@ def similar(
     sink.print_table(
         ("name", "base", "delta", "subspace", "spectrum"),
         (
-            (n.name, n.base_model, f"{n.delta:+.2f}", f"{n.subspace:.2f}", f"{n.spectrum:.2f}")
+            (n.name, n.base, f"{n.delta:+.3f}", f"{n.subspace:.3f}", f"{n.spectrum:.3f}")
             for n in found
         ),
     )
@@ -126,7 +126,7 @@ def cluster(
         return
     sink.print_table(
         ("family", "name", "base", "cosine"),
-        ((f.center, m.name, m.base_model, f"{m.cosine:+.2f}") for f in found for m in f.members),
+        ((f.center, m.name, m.base, f"{m.cosine:+.3f}") for f in found for m in f.members),
     )
     if not found:
         sink.note(f"no two adapters have a cosine of {cosine:g}; see --cosine")
@@ -155,5 +155,5 @@ def map_adapters(
     else:
         sink.print_table(
             ("name", "base", "x", "y"),
-            ((p.name, p.base_model, f"{p.x:.3f}", f"{p.y:.3f}") for p in found),
+            ((p.name, p.base, f"{p.x:.3f}", f"{p.y:.3f}") for p in found),
         )

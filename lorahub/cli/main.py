@@ -9,10 +9,12 @@ import typer
 
 from lorahub.cli import (
     bases,
+    batch,
     catalog,
     comparing,
     compressing,
     discovering,
+    evaluating,
     extracting,
     keeping,
     knowing,
@@ -21,6 +23,7 @@ from lorahub.cli import (
     packing,
     publishing,
     pulling,
+    recipes,
     reproducing,
     resizing,
     terminal,
@@ -51,8 +54,10 @@ for verb in (
     knowing.duplicates,
     knowing.cluster,
     comparing.compare,
+    comparing.inspect,
     comparing.suggest,
     merging.merge,
+    batch.batch,
     merging.verify,
     resizing.resize,
     resizing.prune,
@@ -68,11 +73,14 @@ for verb in (
 ):
     app.command()(verb)
 app.callback(invoke_without_command=True)(terminal.plain)
+app.command("eval")(evaluating.evaluate)
+app.command("search-weights")(evaluating.search_weights)
 app.command("map")(knowing.map_adapters)
 app.command("export-catalog")(upkeep.export_catalog)
 app.command("import-catalog")(upkeep.import_catalog)
 app.add_typer(bases.base_app, name="base")
 app.add_typer(methods.methods_app, name="methods")
+app.add_typer(recipes.recipes_app, name="recipes")
 app.add_typer(upkeep.config_app, name="config")
 app.add_typer(upkeep.db_app, name="db")
 

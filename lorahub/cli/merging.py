@@ -239,7 +239,8 @@ def _recipe(
     name: str | None,
     output: Path | None,
 ) -> Recipe:
-    from lorahub.recipe import load_recipe, make_recipe
+    from lorahub.recipe import make_recipe
+    from lorahub.recipe_file import load_recipe
 
     parameters = {k: v for k, v in parameters.items() if v is not None}
     where = {"name": name, "folder": output and output.absolute()}

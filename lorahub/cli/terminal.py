@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from lorahub.cli import sink
-from lorahub.errors import ExitCode
+from lorahub.errors import ExitCode, UsageError
 
 
 def plain(context: typer.Context) -> None:
@@ -38,6 +39,9 @@ def tui(
 
             serve(host, port, sink.note)
             return
+        served = "TEXTUAL_DRIVER" in os.environ  # textual-serve draws it elsewhere
+        if not (served or (sys.stdin.isatty() and sys.stdout.isatty())):
+            raise UsageError("the terminal UI needs a terminal", hint="or --web, for a browser")
         from tui import open_application
 
         open_application()

@@ -180,6 +180,17 @@ def compare(
         UnsupportedAdapterError: One whose factors do not say what its delta is.
         InvalidAdapterError: One that is damaged, or holds NaN or Inf.
     """
+    if len(adapters) < 2:
+        raise UsageError(
+            "comparing needs at least two adapters", hint="name another; see `lorahub ls`"
+        )
+    return measure(adapters, workers=workers, listener=listener)
+
+
+def measure(
+    adapters: Sequence[Adapter], *, workers: int | None = None, listener: Listener = ignore
+) -> Comparison:
+    """As `compare`, of one adapter or more; one alone has no pairs."""
     plan = plan_of(adapters)
     names = [a.name for a in adapters]
     with Batches(plan, device=torch.device("cpu"), workers=workers) as batches:
@@ -208,10 +219,6 @@ def plan_of(adapters: Sequence[Adapter]) -> Plan:
         LorahubError: As `compare`.
     """
     names = [a.name for a in adapters]
-    if len(names) < 2:
-        raise UsageError(
-            "comparing needs at least two adapters", hint="name another; see `lorahub ls`"
-        )
     if len(names) > MOST:
         raise UsageError(
             f"{len(names)} adapters are too many to compare every two of them; {MOST} are the most",

@@ -18,14 +18,11 @@ import torch
 from numpy.random import PCG64
 from torch import Tensor
 
-from lorahub.adapter import Adapter, Module
+from lorahub.adapter import Adapter, AdapterInfo, Module
 from lorahub.errors import InvalidAdapterError
 from lorahub.formats.safetensors import TensorFile
 from lorahub.kernels.lowrank import whitened
 from lorahub.kernels.stack import gram
-
-VERSION = 1
-"""Changes whenever the same factors would give other vectors."""
 
 DELTA, SUBSPACE, SPECTRUM = 1024, 512, 128
 """Lengths, powers of two. The standard error of a cosine of deltas is about 1/sqrt(1024)."""
@@ -36,7 +33,6 @@ class Sketch:
     """An adapter in a few kilobytes.
 
     Attributes:
-        version: `VERSION` of the code that made it.
         norm: Frobenius norm of all deltas together, exact.
         structure: sha256 over names, shapes, ranks and scalings of the modules.
         factors: sha256 over these, the dtypes and the hashes of all factors.
@@ -46,7 +42,6 @@ class Sketch:
         spectrum: The same of the singular values of the deltas, in descending order.
     """
 
-    version: int
     norm: float
     structure: bytes
     factors: bytes
@@ -77,10 +72,9 @@ def sketch(adapter: Adapter) -> Sketch:
     with closing(TensorFile(adapter.weights_path)) as file:
         found = project(_read(file, module) for module in adapter.info.modules)
     return Sketch(
-        VERSION,
         found.norm,
         structure_hash(adapter.info.modules),
-        factors_hash(adapter.info.modules),
+        factors_hash(adapter.info),
         _packed(found.delta),
         _packed(found.subspace),
         _packed(found.spectrum),
@@ -115,13 +109,15 @@ def structure_hash(modules: Iterable[Module]) -> bytes:
     return hashlib.sha256("".join(sorted(rows)).encode()).digest()
 
 
-def factors_hash(modules: Iterable[Module]) -> bytes:
+def factors_hash(info: AdapterInfo) -> bytes:
     """What two adapters share that are the same but for file names, keys, config and card."""
     rows = [
         f"{m.name}\n{m.kind} {m.d_out} {m.d_in} {m.rank} {m.scaling!r} "
         f"{m.dtype_a} {m.hash_a} {m.dtype_b} {m.hash_b}\n"
-        for m in modules
+        for m in info.modules
     ]
+    if not all(m.hash_a and m.hash_b for m in info.modules):
+        rows.append(info.weights_sha256)  # factors nobody hashed are like no others
     return hashlib.sha256("".join(sorted(rows)).encode()).digest()
 
 

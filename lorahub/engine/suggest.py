@@ -240,13 +240,13 @@ _SUM_OF_TWO = ("task_arithmetic", "the plain sum, pulled back by its scale")
 _TWO = (
     _TSV_FOR_TWO,
     ("iso_c", "all directions at one level: a little better for two tasks of one nature, much "
-     "worse where one of them lives in few directions"),
+     "worse for two that are not"),
     _SUM_OF_TWO,
 )  # fmt: skip
 _TWO_UNDER_A_BUDGET = (
     _TSV_FOR_TWO,
     ("flat", "the directions that matter most, all at one level: a little better for two tasks of "
-     "one nature, much worse where one of them lives in few directions"),
+     "one nature, much worse for two that are not"),
     _SUM_OF_TWO,
 )  # fmt: skip
 _WITH_ROOM = (

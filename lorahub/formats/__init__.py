@@ -27,6 +27,8 @@ __all__ = [
 ]
 
 _CHUNK = 1 << 20
+_LARGEST_SIDE = (1 << 31) - 1
+_LARGEST_FILE = (1 << 63) - 1
 
 
 def inspect(folder: Path) -> AdapterInfo:
@@ -68,17 +70,24 @@ def inspect(folder: Path) -> AdapterInfo:
     )
 
 
-def outline(where: Path, tensors: Mapping[str, TensorEntry]) -> Outline:
+def outline(where: Path, tensors: Mapping[str, TensorEntry], *, configured: bool) -> Outline:
     """What the tensors of a file somewhere else are; ``where`` only names it in errors.
+
+    ``configured`` is whether an adapter_config.json lies beside it.
 
     Raises:
         InvalidAdapterError: No adapter, or a damaged or hostile one.
     """
-    odd = next((name for name in tensors if not name.isprintable()), None)
-    if odd is not None:
-        raise InvalidAdapterError(f"{where}: has a tensor name with control characters, {odd!r}")
+    for name, entry in tensors.items():
+        if not (name + entry.dtype).isprintable():
+            raise InvalidAdapterError(f"{where}: has control characters in its header, {name!r}")
+        if min(entry.shape, default=0) < 0 or max(entry.shape, default=0) > _LARGEST_SIDE:
+            raise InvalidAdapterError(f"{where}: tensor {name!r} has an impossible shape")
+        if not 0 <= entry.start <= entry.stop <= _LARGEST_FILE:
+            raise InvalidAdapterError(f"{where}: tensor {name!r} has impossible data_offsets")
     header = Header(tensors, {})
-    info = (peft if peft.is_peft(header, {}) else foreign).inspect(where, header, {})
+    config = {"peft_type": "LORA"} if configured else {}
+    info = (peft if peft.is_peft(header, config) else foreign).inspect(where, header, config)
     ranks = info.ranks or (0,)
     return Outline(
         format=info.format,

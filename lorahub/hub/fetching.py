@@ -16,7 +16,9 @@ ADAPTER_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
     "lorahub.json",
+    "extracted.json",
     "recipe.yaml",
+    "adapter.mos",
     "README.md",
     "LICENSE*",
 )

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from lorahub import formats
 from lorahub.adapter import Outline
+from lorahub.bases import known
 from lorahub.errors import InvalidAdapterError, NetworkError, UsageError
 from lorahub.formats.safetensors import TensorEntry
 from lorahub.formats.text import printable
@@ -53,7 +54,8 @@ class Query:
 class Listed:
     """One adapter as a Hub lists it.
 
-    ``weights_file`` is None where there is nothing but a pickle; ``modified`` is ISO 8601 UTC.
+    ``weights_file`` is None where there is nothing but a pickle, ``configured`` tells of an
+    adapter_config.json beside it; ``modified`` is ISO 8601 UTC.
     """
 
     repo_id: str
@@ -65,6 +67,7 @@ class Listed:
     likes: int
     modified: str
     gated: bool
+    configured: bool
     weights_file: str | None
 
 
@@ -74,8 +77,8 @@ class Listing(Client):
     def find(self, query: Query) -> tuple[Listed, ...]:
         """Repositories that hold an adapter at their root, in the order asked for.
 
-        With a base they are those that state it (``base_model:adapter:...``), else those tagged
-        ``peft`` or ``lora``.
+        With a base they are those that state it (``base_model:adapter:...``) under any of its
+        known ids, else those tagged ``peft`` or ``lora``.
 
         Raises:
             UsageError: An unknown sort key, or a limit below 1.
@@ -87,7 +90,7 @@ class Listing(Client):
                 f"cannot list {query.limit} sorted by '{query.sort}'",
                 hint=f"at least 1, by one of {', '.join(_KEYS)}",
             )
-        tags = [f"base_model:adapter:{query.base}"] if query.base else ["peft", "lora"]
+        tags = _base_tags(query.base) if query.base else ["peft", "lora"]
         key = _KEYS[query.sort]
         listings = (self._items(query, tag) for tag in tags)
         number = query.sort != "recent"
@@ -125,7 +128,7 @@ class Listing(Client):
                 }
             except (SafetensorsParsingError, TypeError, ValueError, AttributeError, KeyError):
                 raise InvalidAdapterError(f"{where}: has no readable safetensors header") from None
-            return formats.outline(where, tensors)
+            return formats.outline(where, tensors, configured=listed.configured)
 
     def _items(self, query: Query, tag: str) -> Iterator[dict[str, Any]]:
         """Raw entries of one listing, page after page.
@@ -168,6 +171,12 @@ class Listing(Client):
             url, params = response.links.get("next", {}).get("url"), None
 
 
+def _base_tags(base: str) -> list[str]:
+    found = known(base)
+    names = (base, found.id, *found.also) if found else (base,)
+    return [f"base_model:adapter:{name}" for name in dict.fromkeys(names)]
+
+
 def _adapters(items: Iterator[dict[str, Any]]) -> Iterator[Listed]:
     """Each repository once, if it is one that a pull could take."""
     seen: set[str] = set()
@@ -197,6 +206,7 @@ def _listed(item: Mapping[str, Any]) -> Listed | None:
         likes=_count(item.get("likes")),
         modified=printable(item.get("lastModified")) or "",
         gated=bool(item.get("gated")),
+        configured="adapter_config.json" in names,
         weights_file=weights,
     )
 

@@ -11,9 +11,9 @@ from lorahub.workspace.discovering import Discovering
 from lorahub.workspace.keeping import Keeping
 from lorahub.workspace.knowing import Knowing
 from lorahub.workspace.packing import Packing
-from lorahub.workspace.publishing import Publishing
 from lorahub.workspace.reproducing import Reproducing
 from lorahub.workspace.resizing import Resizing
+from lorahub.workspace.searching import Searching
 
 __all__ = ["Workspace"]
 
@@ -21,13 +21,13 @@ __all__ = ["Workspace"]
 class Workspace(
     Cataloguing,
     Discovering,
+    Searching,
     Resizing,
     Comparing,
     Deriving,
     Keeping,
     Knowing,
     Packing,
-    Publishing,
     Reproducing,
 ):
     """A catalog with the means to fill it, merge from it and publish from it.

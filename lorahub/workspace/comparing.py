@@ -54,6 +54,18 @@ class Comparing(Pulling):
             write_text(plot.expanduser().absolute(), chart(found))
         return found
 
+    def inspect(
+        self, reference: str, *, workers: int | None = None, listener: Listener = ignore
+    ) -> Comparison:
+        """Norms, spectra and effective ranks of one adapter, by module, from its factors.
+
+        Raises:
+            LorahubError: What `lorahub.engine.compare.measure` raises.
+        """
+        from lorahub.engine.compare import measure
+
+        return measure([self._source(reference, listener)], workers=workers, listener=listener)
+
     def suggest(
         self,
         references: Sequence[str],

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorahub.errors import LorahubError, NotFoundError, UnsupportedAdapterError, UsageError
+from lorahub import sketching
+from lorahub.errors import LorahubError, UsageError
 from lorahub.events import Listener, Warned, ignore
 from lorahub.lineage import Kin, ancestors, descendants
 from lorahub.output import write_text
-from lorahub.sketching import sketch_missing, sketch_one
 from lorahub.workspace.finding import Finding
 from store import AdapterFilter
 
@@ -18,9 +17,6 @@ if TYPE_CHECKING:
     from lorahub.duplicates import Duplicate
     from lorahub.similarity import Family, Neighbour, Place
     from store.sketches import Kind, Sketched
-
-KINDS: tuple[Kind, ...] = ("delta", "subspace", "spectrum")
-"""What adapters can be alike in."""
 
 
 class Knowing(Finding):
@@ -40,7 +36,7 @@ class Knowing(Finding):
     def similar(
         self, reference: str, *, by: str = "delta", limit: int = 10, listener: Listener = ignore
     ) -> tuple[Neighbour, ...]:
-        """The catalogued adapters most like one, nearest first.
+        """The catalogued adapters most like one, nearest first, of those that can be for its base.
 
         Args:
             reference: A catalogued adapter.
@@ -53,29 +49,8 @@ class Knowing(Finding):
             InvalidAdapterError: It holds NaN or Inf.
             IntegrityError: Its files are gone or changed.
         """
-        from lorahub.similarity import Neighbour, nearest, vectors
-
         kind = _kind(by)
-        adapter = self.get(reference)
-        if not adapter.info.modules:
-            raise UnsupportedAdapterError(
-                f"'{adapter.name}' has no factors that can be read ({adapter.info.format})",
-                hint="only adapters with LoRA factors can be compared",
-            )
-        rows = self._sketched(kind, None, listener)
-        own = next((i for i, row in enumerate(rows) if row.id == adapter.id), None)
-        if own is None:
-            sketch_one(self.catalog, adapter.name)  # says why it has none
-            raise NotFoundError(f"'{adapter.name}' left the catalog meanwhile")
-        found = vectors(rows)
-        hits = nearest(found, found[own], limit + 1)
-        near = [rows[i] for i, _ in hits if i != own][:limit]
-        ids = [row.id for row in near]
-        figures = [self._cosines(k, adapter.id, ids) for k in KINDS]
-        return tuple(
-            Neighbour(row.name, row.base_model, *values)
-            for row, *values in zip(near, *figures, strict=True)
-        )
+        return sketching.neighbours(self.catalog, self.get(reference), kind, limit, listener)
 
     def duplicates(self, *, listener: Listener = ignore) -> tuple[Duplicate, ...]:
         """Adapters that the catalog has more than once; see `lorahub.duplicates`.
@@ -83,7 +58,6 @@ class Knowing(Finding):
         Two are only called so when their bits are equal, or are after a cast.
         """
         from lorahub.duplicates import find_duplicates, is_cast
-        from lorahub.engine.sketch import VERSION
 
         def ask(wide: str, narrow: str) -> bool:
             one, other = self.catalog.by_name(wide), self.catalog.by_name(narrow)
@@ -93,8 +67,8 @@ class Knowing(Finding):
                 listener(Warned(error.message))
                 return False
 
-        sketch_missing(self.catalog, VERSION, None, listener)
-        return find_duplicates(self.catalog.sketch_keys(VERSION), ask)
+        sketching.complete(self.catalog, listener)
+        return find_duplicates(self.catalog.sketch_keys(sketching.VERSION), ask)
 
     def cluster(
         self,
@@ -144,7 +118,7 @@ class Knowing(Finding):
             raise UsageError(f"{plot}: a plot is an SVG file", hint="give a name that ends in .svg")
         found = places(self._sketched(kind, where, listener))
         if plot is not None:
-            points = [(p.name, p.base_model or "unknown base", p.x, p.y) for p in found]
+            points = [(p.name, p.base or "unknown base", p.x, p.y) for p in found]
             write_text(
                 plot.expanduser().absolute(), scatter(points, f"{len(points)} adapters by {kind}")
             )
@@ -154,22 +128,14 @@ class Knowing(Finding):
         self, kind: Kind, where: AdapterFilter | None, listener: Listener
     ) -> list[Sketched]:
         """All sketches of a kind, the missing ones made first."""
-        from lorahub.engine.sketch import VERSION
-
-        sketch_missing(self.catalog, VERSION, where, listener)
-        return self.catalog.sketches(kind, VERSION, where)
-
-    def _cosines(self, kind: Kind, adapter_id: int, ids: Sequence[int]) -> list[float]:
-        """Cosines between one adapter and others, in their order."""
-        from lorahub.engine.sketch import VERSION
-        from lorahub.similarity import cosines, vectors
-
-        rows = {r.id: r for r in self.catalog.sketches(kind, VERSION, ids=[adapter_id, *ids])}
-        return cosines(vectors([rows[i] for i in ids]), vectors([rows[adapter_id]])[0])
+        sketching.complete(self.catalog, listener, where)
+        return self.catalog.sketches(kind, sketching.VERSION, where)
 
 
 def _kind(by: str) -> Kind:
-    for kind in KINDS:
+    for kind in sketching.KINDS:
         if by == kind:
             return kind
-    raise UsageError(f"cannot compare by '{by}'", hint=f"compare by one of {', '.join(KINDS)}")
+    raise UsageError(
+        f"cannot compare by '{by}'", hint=f"compare by one of {', '.join(sketching.KINDS)}"
+    )

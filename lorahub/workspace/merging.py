@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from lorahub.adapter import Adapter
 from lorahub.events import Listener, ignore
 from lorahub.extracting import Extractor
 from lorahub.extraction import Extraction
 from lorahub.merging import Merged, Merger, plan_for
 from lorahub.record import Verification
+from lorahub.workspace.publishing import Publishing
 from lorahub.workspace.pulling import Pulling
 
 if TYPE_CHECKING:
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from lorahub.recipe import Recipe
 
 
-class Merging(Pulling):
+class Merging(Pulling, Publishing):
     """Recipes in, verified adapters out."""
 
     def plan(self, recipe: Recipe, *, listener: Listener = ignore) -> Plan:
@@ -32,6 +35,10 @@ class Merging(Pulling):
             NotFoundError: A reference names nothing.
             IntegrityError: A source is not what the recipe pinned.
         """
+        return self._plan(recipe, lambda reference: self._source(reference, listener), listener)
+
+    def _plan(self, recipe: Recipe, find: Callable[[str], Adapter], listener: Listener) -> Plan:
+        """`plan`, with sources looked up by ``find``."""
         from lorahub.methods.registry import get as get_method
         from lorahub.recipe import AUTO, check_auto
 
@@ -39,7 +46,7 @@ class Merging(Pulling):
             check_auto(recipe)
         else:
             get_method(recipe.method).parameters(recipe.parameters)
-        adapters = [self._source(s.adapter, listener) for s in recipe.sources]
+        adapters = [find(s.adapter) for s in recipe.sources]
         if recipe.method != AUTO:
             return plan_for(recipe, adapters)
         from lorahub.engine.suggest import resolved
@@ -61,7 +68,7 @@ class Merging(Pulling):
 
         The folder gets the weights, their config, ``lorahub.json`` (the record),
         ``recipe.yaml`` (sources pinned) and a model card. A repeat that would give the same
-        result leaves what is there.
+        result leaves what is there. What the recipe says of exports and a push is done then.
 
         Args:
             recipe: What to merge; its output must name a catalog name or a folder.
@@ -72,13 +79,13 @@ class Merging(Pulling):
 
         Raises:
             ConflictError: The output exists and is something else.
-            VerificationError: The result is further from its definition than its dtype allows;
-                nothing is written.
+            VerificationError: The result is further from its definition than its dtype or the
+                recipe allows; nothing is written.
             LorahubError: As `plan`, and StorageError.
         """
         merger = Merger(self.config, self.catalog)
         merger.target(recipe)
-        return merger.merge(
+        merged = merger.merge(
             recipe,
             self.plan(recipe, listener=listener),
             device=device,
@@ -86,6 +93,16 @@ class Merging(Pulling):
             force=force,
             listener=listener,
         )
+        self._hand_on(recipe, merged.adapter.name)
+        return merged
+
+    def _hand_on(self, recipe: Recipe, name: str) -> None:
+        """Export and publish a result as its recipe says; what is done already stays."""
+        for copy in recipe.output.export:
+            self.export(name, copy.folder, format_name=copy.format)
+        push = recipe.output.push
+        if push is not None:
+            self.push(name, push.repo, private=push.private, remote=push.remote)
 
     def verify(self, reference: str, *, listener: Listener = ignore) -> Verification:
         """Recompute a merged or extracted adapter from its lineage and compare.

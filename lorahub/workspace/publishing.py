@@ -80,7 +80,9 @@ class Publishing(Finding):
         check_unchanged(adapter)
         check_license(adapter)
         hub = self.hub(remote=remote, endpoint=endpoint, token_env=token_env)
-        with prepared(adapter, repo_id) as files:
+        scored = self.catalog.evaluations([adapter.id]).get(adapter.id, ())
+        figures = {e.suite: e.figures for e in scored}
+        with prepared(adapter, repo_id, figures) as files:
             pushed = hub.push(
                 files,
                 repo_id,

@@ -76,7 +76,9 @@ class Reproducing(Pulling):
         known = find(self.catalog, reference)
         if known is not None or reference.repo_id is None:
             return from_path((known or self.get(text)).origin.folder)
-        hub = self.hub_at(reference.endpoint) if reference.endpoint else self.hub(**where)
+        hub = self.hub(**where)
+        if reference.endpoint not in {None, hub.endpoint}:
+            hub = self.hub_at(str(reference.endpoint))
         return from_hub(hub, reference.repo_id, reference.revision, listener)
 
     def _sources(self, recipe: Recipe, listener: Listener) -> list[Adapter]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorahub.errors import UsageError
 from lorahub.events import Listener, ignore
 from lorahub.merging import Merged
-from lorahub.recipe import Recipe, make_recipe
 from lorahub.workspace.merging import Merging
+
+if TYPE_CHECKING:
+    from lorahub.recipe import Recipe
 
 
 class Resizing(Merging):
@@ -99,6 +102,8 @@ def _one_source(
     name: str | None,
     folder: Path | None,
 ) -> Recipe:
+    from lorahub.recipe import make_recipe
+
     output = _given(name=name, folder=folder and folder.expanduser().absolute())
     body = {"method": "svd", "sources": [{"adapter": reference}], "output": output} | body
     return make_recipe(_given(**body, dtype=dtype, base=base), "command line")

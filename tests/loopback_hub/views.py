@@ -98,7 +98,8 @@ def safetensors_parameters(commit: Commit) -> Json | None:
     for path, blob in commit.files.items():
         if path.endswith(".safetensors"):
             for entry in _safetensors_entries(blob.data):
-                dtype, shape = str(entry.get("dtype")), entry.get("shape", [])
+                dtype = str(entry.get("dtype"))
+                shape = [side for side in entry.get("shape", []) if isinstance(side, int)]
                 counts[dtype] = counts.get(dtype, 0) + math.prod(shape)
     return {"parameters": counts, "total": sum(counts.values())} if counts else None
 

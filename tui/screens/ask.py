@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.widgets import Input, Static
 
+from tui import text
 from tui.screens.dialog import Dialog
 
 
@@ -25,7 +25,7 @@ class AskDialog(Dialog[str]):
     def on_input_changed(self, event: Input.Changed) -> None:
         """Show the command."""
         if self._command:
-            self.query_one("#made", Static).update(Text(f"$ {self._command} {event.value}"))
+            self.query_one("#made", Static).update(text.shown(f"$ {self._command} {event.value}"))
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Enter answers."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
+from textual.markup import escape
 from textual.widgets import Input
 
 from store import AdapterSummary
@@ -26,12 +27,6 @@ from tui.widgets.detail import Detail
 from tui.widgets.facets import Facets
 from tui.widgets.paged_table import PAGE, PagedTable, Row
 
-EMPTY = (
-    "The catalog is empty.\n"
-    "L pulls a repository or a folder by its name; 6 finds adapters on the Hub.\n"
-    "In a shell: lorahub pull owner/name"
-)
-NONE_MATCH = "No adapter matches the filter. escape clears it."
 OF_A_ROW = {"pick", "export", "push", "remove", "copy", "look", "verify"}
 
 
@@ -81,8 +76,6 @@ class BrowseScreen(BrowseReading):
         row = self.table.row
         return row.value.summary if row is not None else None
 
-    # Reading the catalog
-
     def load(self) -> None:
         """Read the first page anew."""
         state = app_of(self).state
@@ -94,26 +87,27 @@ class BrowseScreen(BrowseReading):
         state = app_of(self).state
         return self.filter.command(state.sort, descending=state.descending)
 
-    # What was read
-
     def on_browse_reading_listed(self, event: BrowseReading.Listed) -> None:
         """Show the first page and the counts."""
         if event.query != self.filter:
             return
         state = app_of(self).state
-        empty = NONE_MATCH if event.query.text else EMPTY
-        self.table.empty = event.query.problem or empty
+        self.table.empty = listing.NONE_MATCH if event.query.text else listing.EMPTY
         names = [entry.summary.name for entry in event.rows]
         wanted = state.adapter if self._restoring or not self.row else self.row.name
         self._restoring = False
         cursor = names.index(wanted) if wanted in names else 0
         self.table.reset(event.count, self._rows(event.rows), cursor=cursor)
-        self.query_one(Facets).show(event.facets, event.query.text)
         title = f"{event.count:,} by {state.sort}{' (reversed)' if state.descending else ''}"
         self.table.border_title = title
-        line = self.query_one("#filter", Input)
-        line.border_subtitle = event.query.problem or ""
-        line.set_class(event.query.problem is not None, "-invalid")
+        problem = event.query.problem
+        self.table.border_subtitle = escape(problem) if problem else None
+        self.query_one("#filter", Input).set_class(problem is not None, "-invalid")
+
+    def on_browse_reading_counted(self, event: BrowseReading.Counted) -> None:
+        """Show the facets."""
+        if event.query == self.filter:
+            self.query_one(Facets).show(event.facets, event.query.text)
 
     def on_browse_reading_paged(self, event: BrowseReading.Paged) -> None:
         """Put a page into the table."""
@@ -125,7 +119,9 @@ class BrowseScreen(BrowseReading):
             return
         self.query_one(Detail).show(event.description)
         if event.description.problem:
-            entry = Entry(self.row, "damaged")
+            row = self.table.row
+            assert row is not None
+            entry = replace(row.value, problem="damaged")
             self.table.update(self.table.cursor, self._rows([entry])[0])
 
     def on_browse_reading_picked(self, event: BrowseReading.Picked) -> None:
@@ -152,8 +148,6 @@ class BrowseScreen(BrowseReading):
         """Draw marks and reasons anew after the basket changed."""
         for index, row in self.table.loaded():
             self.table.update(index, self._rows([row.value])[0])
-
-    # Events
 
     def on_paged_table_wanted(self, event: PagedTable.Wanted) -> None:
         """Read the page."""

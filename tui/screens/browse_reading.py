@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 from textual import work
@@ -18,7 +19,8 @@ from tui.messages import Complaint
 from tui.query import Query
 from tui.screens.room import Room
 
-FACETS = ("base", "rank", "task", "license", "source", "method")
+SETTLED = 0.03
+"""Seconds that a cursor or a filter must rest before all about it is read."""
 
 
 class BrowseReading(Room):
@@ -32,10 +34,16 @@ class BrowseReading(Room):
             query: Query,
             count: int,
             rows: Sequence[Entry],
-            facets: Mapping[str, Sequence[tuple[str, int]]],
         ) -> None:
             super().__init__()
-            self.query, self.count, self.rows, self.facets = query, count, rows, facets
+            self.query, self.count, self.rows = query, count, rows
+
+    class Counted(Message):
+        """The facets of what the filter lets through."""
+
+        def __init__(self, query: Query, facets: Mapping[str, Mapping[str, int]]) -> None:
+            super().__init__()
+            self.query, self.facets = query, facets
 
     class Paged(Message):
         """A further page."""
@@ -61,21 +69,28 @@ class BrowseReading(Room):
     class Removed(Message):
         """An adapter left the catalog."""
 
-    @work(thread=True, exclusive=True, group="list")
+    def _overtaken(self) -> bool:
+        """Whether the thread that asks was followed by another of its group."""
+        return get_current_worker().is_cancelled
+
+    @work(thread=True, exclusive=True, group="list", exit_on_error=False)
     def read_list(self, query: Query, sort: str, *, descending: bool) -> None:
         """Read the first page and the counts."""
         catalog = app_of(self).workspace.catalog
         try:
             count, rows = listing.first_page(catalog, query, sort, descending=descending)
-            counts = catalog.facets(query.where)
-            facets = {key: [(v, n) for v, n in counts[key].items() if v] for key in FACETS}
+            if self._overtaken():
+                return
+            self.post_message(self.Listed(query, count, rows))
+            # Counting takes longer than listing, and nobody reads it while typing goes on.
+            time.sleep(SETTLED)
+            if self._overtaken():
+                return
+            self.post_message(self.Counted(query, catalog.facets(query.where)))
         except LorahubError as error:
             self.post_message(Complaint(error))
-            return
-        if not get_current_worker().is_cancelled:
-            self.post_message(self.Listed(query, count, rows, facets))
 
-    @work(thread=True, group="page")
+    @work(thread=True, group="page", exit_on_error=False)
     def read_page(self, query: Query, first: int, generation: int) -> None:
         """Read a further page."""
         state = app_of(self).state
@@ -89,18 +104,21 @@ class BrowseReading(Room):
             return
         self.post_message(self.Paged(first, generation, rows))
 
-    @work(thread=True, exclusive=True, group="describe")
+    @work(thread=True, exclusive=True, group="describe", exit_on_error=False)
     def read_description(self, name: str) -> None:
-        """Read all about one adapter."""
+        """Read all about one adapter, unless the cursor moves on at once."""
+        time.sleep(SETTLED)
+        if self._overtaken():
+            return
         try:
             found = describe(app_of(self).workspace, name)
         except LorahubError as error:
             self.post_message(Complaint(error))
             return
-        if not get_current_worker().is_cancelled:
+        if not self._overtaken():
             self.post_message(self.Described(found))
 
-    @work(thread=True)
+    @work(thread=True, exit_on_error=False)
     def read_adapter(self, name: str) -> None:
         """Read the adapter that is to join the basket."""
         try:
@@ -108,7 +126,7 @@ class BrowseReading(Room):
         except LorahubError as error:
             self.post_message(Complaint(error))
 
-    @work(thread=True)
+    @work(thread=True, exit_on_error=False)
     def take_out(self, name: str) -> None:
         """Take an adapter out of the catalog."""
         try:

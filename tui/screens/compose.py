@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from rich.table import Table
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Static, TabbedContent, TabPane, TextArea
@@ -20,6 +14,7 @@ from tui import figures, text
 from tui.acting import app_of
 from tui.actions import bindings
 from tui.draft import Draft, Input, from_yaml
+from tui.editor import edited
 from tui.forms import value_of
 from tui.planning import Outlook
 from tui.screens.ask import AskDialog
@@ -159,15 +154,8 @@ class ComposeScreen(ComposeReading):
             self._plan_says(event.outlook)
 
     def _plan_says(self, outlook: Outlook) -> None:
-        table = Table.grid(padding=(0, 1))
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
-        if outlook.problem:
-            table.add_row("problem", Text(outlook.problem))
-        for key, value in outlook.facts:
-            table.add_row(key, Text(value))
-        for warning in outlook.warnings:
-            table.add_row("warning", Text(warning))
+        warnings = (("warning", warning) for warning in outlook.warnings)
+        table = text.facts([("problem", outlook.problem), *outlook.facts, *warnings])
         self.query_one("#plan", Static).update(table)
         self.problem = outlook.problem
 
@@ -177,7 +165,7 @@ class ComposeScreen(ComposeReading):
         shown = outcome.message if isinstance(outcome, LorahubError) else (
             figures.conflicts(outcome)
         )  # fmt: skip
-        self.query_one("#conflicts", Static).update(Text(shown, no_wrap=True))
+        self.query_one("#conflicts", Static).update(text.shown(shown, wrap=False))
 
     def on_compose_reading_suggested(self, event: ComposeReading.Suggested) -> None:
         """Take what was suggested into the recipe; undo takes it back."""
@@ -268,6 +256,10 @@ class ComposeScreen(ComposeReading):
         """The recipe's text."""
         app_of(self).copy(self.draft.to_yaml())
 
+    def do_back(self) -> None:
+        """To the inputs."""
+        self.inputs.focus()
+
     def do_conflicts(self) -> None:
         """By `lorahub compare`, in a child process."""
         self.query_one("#compose-right", TabbedContent).active = "conflicts-tab"
@@ -280,22 +272,12 @@ class ComposeScreen(ComposeReading):
         self.read_suggestion(self._live())
 
     def do_editor(self) -> None:
-        """The recipe's text in $EDITOR, the application set aside meanwhile."""
-        editor = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "recipe.yaml"
-            file.write_text(self.draft.to_yaml(), encoding="utf-8")
-            try:
-                with self.app.suspend():
-                    subprocess.run([*editor, str(file)], check=True)  # noqa: S603 - the user's own
-                draft = from_yaml(file.read_text(encoding="utf-8"), self.draft)
-            except LorahubError as error:
-                app_of(self).complain(error)
-                return
-            except (OSError, subprocess.CalledProcessError) as error:
-                self.app.notify(f"{editor[0]}: {error}", severity="error", markup=False)
-                return
-        app_of(self).edit(draft)
+        """The recipe's text in $EDITOR."""
+        app = app_of(self)
+        try:
+            app.edit(from_yaml(edited(app, self.draft.to_yaml(), "recipe.yaml"), self.draft))
+        except LorahubError as error:
+            app.complain(error)
 
     def do_merge(self) -> None:
         """As a job; first a name, if it has none."""

@@ -56,14 +56,14 @@ class ComposeReading(Room):
             choice = self.found["choice"]
             return "\n".join([f"{choice['method']}: {choice['reason']}", *others])
 
-    @work(thread=True, exclusive=True, group="plan")
+    @work(thread=True, exclusive=True, group="plan", exit_on_error=False)
     def read_outlook(self, draft: Draft) -> None:
         """Plan a draft."""
         found = outlook(app_of(self).workspace, draft)
         if not get_current_worker().is_cancelled:
             self.post_message(self.Planned(draft, found))
 
-    @work(exclusive=True, group="compare")
+    @work(exclusive=True, group="compare", exit_on_error=False)
     async def read_conflicts(self, names: list[str]) -> None:
         """Compare the inputs."""
         try:
@@ -71,7 +71,7 @@ class ComposeReading(Room):
         except LorahubError as error:
             self.post_message(self.Compared(error))
 
-    @work(exclusive=True, group="suggest")
+    @work(exclusive=True, group="suggest", exit_on_error=False)
     async def read_suggestion(self, names: list[str]) -> None:
         """Ask for a method."""
         try:

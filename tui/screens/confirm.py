@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Button, Static
 
+from tui import text
 from tui.screens.dialog import Dialog
 
 
@@ -19,8 +19,8 @@ class ConfirmDialog(Dialog[bool]):
 
     def body(self) -> ComposeResult:
         """What will happen, and the choice."""
-        yield Static(Text(self._consequence))
-        yield Static(Text(f"$ {self._command}"), classes="command")
+        yield Static(text.shown(self._consequence))
+        yield Static(text.shown(f"$ {self._command}"), classes="command")
         with Horizontal(classes="buttons"):
             yield Button("No", id="no")
             yield Button("Yes", id="yes", variant="error")

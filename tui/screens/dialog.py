@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import ClassVar, Generic, TypeVar
 
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
+from tui import text
+from tui.acting import Working
+
 Answer = TypeVar("Answer")
 
 
-class Dialog(ModalScreen[Answer | None], Generic[Answer]):
+class Dialog(Working, ModalScreen[Answer | None], Generic[Answer]):
     """A question over the screen; None is the answer of who leaves it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "Leave")]
@@ -26,7 +28,7 @@ class Dialog(ModalScreen[Answer | None], Generic[Answer]):
     def compose(self) -> ComposeResult:
         """The frame around the dialog's own widgets."""
         with VerticalScroll(id="dialog", can_focus=False):
-            yield Static(Text(self._title), classes="dialog-title")
+            yield Static(text.shown(self._title), classes="dialog-title")
             yield from self.body()
 
     def body(self) -> ComposeResult:

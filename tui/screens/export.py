@@ -5,14 +5,14 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from rich.text import Text
 from textual import work
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.message import Message
-from textual.widgets import Button, Input, Static
+from textual.widgets import Button, Input, Select, Static
 
 from lorahub.errors import LorahubError
+from lorahub.publishing import FORMATS
 from tui import text
 from tui.acting import app_of
 from tui.messages import Complaint
@@ -38,6 +38,9 @@ class ExportDialog(Dialog[bool]):
         folder = Path.cwd() / self._adapter.rsplit("/", 1)[-1]
         yield Static("Folder, which must be new:")
         yield Input(str(folder), id="folder")
+        yield Select(
+            [(name, name) for name in FORMATS], value=FORMATS[0], allow_blank=False, id="format"
+        )
         yield Static("reading ...", id="files")
         yield Static(id="made", classes="command")
         with Horizontal(classes="buttons"):
@@ -49,7 +52,7 @@ class ExportDialog(Dialog[bool]):
         self._weigh()
         self._show_command()
 
-    @work(thread=True)
+    @work(thread=True, exit_on_error=False)
     def _weigh(self) -> None:
         workspace = app_of(self).workspace
         try:
@@ -68,17 +71,23 @@ class ExportDialog(Dialog[bool]):
         total = sum(count for _, count in event.files)
         lines = [f"  {count:>14,}  {name}" for name, count in event.files]
         lines.append(f"  {total:>14,}  bytes in all ({text.size(total)})")
-        self.query_one("#files", Static).update(Text("\n".join(lines)))
+        self.query_one("#files", Static).update(text.shown("\n".join(lines)))
 
     def _words(self) -> list[str]:
-        return ["export", self._adapter, self.query_one("#folder", Input).value.strip()]
+        words = ["export", self._adapter, self.query_one("#folder", Input).value.strip()]
+        chosen = str(self.query_one("#format", Select).value)
+        return words if chosen == FORMATS[0] else [*words, "--format", chosen]
 
     def _show_command(self) -> None:
         line = f"$ lorahub {shlex.join(self._words())}"
-        self.query_one("#made", Static).update(Text(line))
+        self.query_one("#made", Static).update(text.shown(line))
 
     def on_input_changed(self) -> None:
         """The command follows."""
+        self._show_command()
+
+    def on_select_changed(self) -> None:
+        """Likewise."""
         self._show_command()
 
     def on_input_submitted(self) -> None:
@@ -100,7 +109,7 @@ class ExportDialog(Dialog[bool]):
         elif Path(words[2]).expanduser().exists():
             problem = f"{words[2]} exists: name a folder that does not"
         if problem:
-            self.query_one("#files", Static).update(Text(problem))
+            self.query_one("#files", Static).update(text.shown(problem))
             return
         app_of(self).submit([*words, "--json"], f"export {self._adapter}")
         self.dismiss(True)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from rich.text import Text
 from textual import work
 from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
@@ -83,7 +82,7 @@ class HistoryScreen(Room):
         run = self.run
         return f"lorahub merge {run.target}/recipe.yaml" if run is not None else "lorahub merge"
 
-    @work(thread=True)
+    @work(thread=True, exit_on_error=False)
     def _read(self, first: int, generation: int) -> None:
         catalog = app_of(self).workspace.catalog
         try:
@@ -138,7 +137,7 @@ class HistoryScreen(Room):
         if run is not None:
             compared = self._marked is not None and self._marked.id != run.id
             shown = difference(self._marked, run) if compared and self._marked else described(run)
-        self.query_one("#run-text", Static).update(Text(shown))
+        self.query_one("#run-text", Static).update(text.shown(shown))
         self.say_command()
 
     # Actions

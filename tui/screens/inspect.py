@@ -6,15 +6,15 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from rich.text import Text
 from textual import work
 from textual.app import ComposeResult
 from textual.containers import ScrollableContainer
+from textual.markup import escape
 from textual.message import Message
 from textual.widgets import Static
 
 from lorahub.errors import LorahubError
-from tui import figures
+from tui import figures, text
 from tui.acting import app_of
 from tui.actions import bindings
 from tui.jobs import ask
@@ -71,14 +71,14 @@ class InspectScreen(Room):
 
     def _measure(self) -> None:
         self._names, self._found = self._targets(), None
-        self.query_one("#figures").border_title = ", ".join(self._names)
+        self.query_one("#figures").border_title = escape(", ".join(self._names))
         if not self._names:
             self._say("Nothing to look into: highlight an adapter in Browse (1), or pick some.")
             return
         self._say("reading the factors ...")
         self._read(self._names, self._words())
 
-    @work(exclusive=True)
+    @work(exclusive=True, exit_on_error=False)
     async def _read(self, names: tuple[str, ...], words: list[str]) -> None:
         try:
             self.post_message(self.Measured(names, await ask(app_of(self).home, words)))
@@ -105,7 +105,7 @@ class InspectScreen(Room):
         self._say("\n\n".join(parts))
 
     def _say(self, words: str) -> None:
-        self.query_one("#page", Static).update(Text(words, no_wrap=True))
+        self.query_one("#page", Static).update(text.shown(words, wrap=False))
 
     # Actions
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Button, Static
 
+from tui import text
 from tui.job import Job
 from tui.screens.dialog import Dialog
 
@@ -24,7 +24,7 @@ class LeaveDialog(Dialog[str]):
     def body(self) -> ComposeResult:
         """The jobs and the choice."""
         for job in self._jobs:
-            yield Static(Text(f"  {job.state:8} {job.title}"))
+            yield Static(text.shown(f"  {job.state:8} {job.title}"))
         yield Static(
             "Running ones can go on without the application; waiting ones start when it is "
             "opened again. A stopped merge leaves nothing half-written."

@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from rich.text import Text
 from textual import work
 from textual.app import ComposeResult
 from textual.containers import Horizontal
@@ -16,6 +15,7 @@ from textual.widgets import Button, Checkbox, Input, Static
 from textual.worker import get_current_worker
 
 from lorahub.errors import LorahubError
+from tui import text
 from tui.acting import app_of
 from tui.jobs import ask
 from tui.screens.dialog import Dialog
@@ -60,7 +60,7 @@ class PushDialog(Dialog[bool]):
 
     def _changed(self) -> None:
         line = f"$ lorahub {shlex.join(self._words())}"
-        self.query_one("#made", Static).update(Text(line))
+        self.query_one("#made", Static).update(text.shown(line))
         self.query_one("#yes", Button).disabled = True
 
     def on_input_changed(self) -> None:
@@ -93,7 +93,7 @@ class PushDialog(Dialog[bool]):
         self._say("asking the Hub ...")
         self._dry_run([*self._words(), "--dry-run"])
 
-    @work(exclusive=True)
+    @work(exclusive=True, exit_on_error=False)
     async def _dry_run(self, words: list[str]) -> None:
         try:
             outcome = await ask(app_of(self).home, words)
@@ -112,7 +112,7 @@ class PushDialog(Dialog[bool]):
         self.query_one("#yes", Button).disabled = False
 
     def _say(self, words: str) -> None:
-        self.query_one("#outcome", Static).update(Text(words))
+        self.query_one("#outcome", Static).update(text.shown(words))
 
 
 def _plain(value: object) -> str:

@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.text import Text
 from textual import work
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
+from textual.markup import escape
 from textual.message import Message
 from textual.widgets import Input, Static
 
@@ -64,7 +64,7 @@ class RemoteScreen(Room):
     def on_mount(self) -> None:
         """Begin with the line."""
         self.table.empty = EMPTY
-        self.query_one(Input).focus()
+        self.table.focus()
         self.watch(app_of(self), "running", self._show_pulls)
 
     @property
@@ -99,7 +99,7 @@ class RemoteScreen(Room):
         self.table.focus()
         self._discover(self._words())
 
-    @work(exclusive=True)
+    @work(exclusive=True, exit_on_error=False)
     async def _discover(self, words: list[str]) -> None:
         try:
             self.post_message(self.Found(await ask(app_of(self).home, words)))
@@ -120,7 +120,9 @@ class RemoteScreen(Room):
     def on_paged_table_highlighted(self) -> None:
         """Say more of it."""
         entry = self.entry
-        self.query_one("#remote-text", Static).update(Text(_described(entry) if entry else ""))
+        self.query_one("#remote-text", Static).update(
+            text.shown(_described(entry) if entry else "")
+        )
 
     def on_paged_table_opened(self) -> None:
         """Enter pulls."""
@@ -129,7 +131,7 @@ class RemoteScreen(Room):
     def _show_pulls(self, jobs: tuple[Job, ...]) -> None:
         active = [j for j in jobs if j.active and j.verb == "pull"]
         shown = ", ".join(f"{j.title} {j.share:.0%}" for j in active[:2])
-        self.query_one("#remote-detail").border_title = shown
+        self.query_one("#remote-detail").border_title = escape(shown)
 
     # Actions
 
@@ -142,6 +144,10 @@ class RemoteScreen(Room):
     def do_filter(self) -> None:
         """To the line."""
         self.query_one(Input).focus()
+
+    def do_back(self) -> None:
+        """To what was found."""
+        self.table.focus()
 
     def do_pull(self) -> None:
         """As a job."""

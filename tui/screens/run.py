@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 import time
+from collections.abc import Callable
 from datetime import datetime
 
-from rich.table import Table
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Static
 
+from lorahub.errors import LorahubError
 from tui import text
 from tui.acting import app_of
 from tui.actions import bindings
@@ -71,7 +70,7 @@ class RunScreen(Room):
     def command(self) -> str:
         """The job's own command."""
         job = self.job
-        return f"lorahub {shlex.join(job.words)}" if job is not None else "lorahub merge ..."
+        return app_of(self).jobs.line(job) if job is not None else "lorahub merge ..."
 
     def _show(self, jobs: tuple[Job, ...]) -> None:
         before = self.jobs.row
@@ -103,16 +102,9 @@ class RunScreen(Room):
         if job is None:
             static.update("")
             return
-        table = Table.grid(padding=(0, 1))
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
-        for key, value in _facts(job):
-            if value:
-                table.add_row(key, Text(value))
-        log = app_of(self).jobs.log(job, 4000)
-        if log:
-            table.add_row("log", Text(log))
-        static.update(table)
+        jobs = app_of(self).jobs
+        more = [("command", jobs.line(job)), ("log", jobs.log(job, 4000))]
+        static.update(text.facts([*_facts(job), *more]))
 
     # Actions
 
@@ -129,20 +121,24 @@ class RunScreen(Room):
             return f"it is {job.state}: cancel it first (x)"
         return None
 
+    def _with_job(self, deed: Callable[[Job], object]) -> None:
+        assert self.job is not None
+        try:
+            deed(self.job)
+        except LorahubError as error:
+            app_of(self).complain(error)
+
     def do_cancel(self) -> None:
         """Stop it, then kill it."""
-        assert self.job is not None
-        app_of(self).jobs.cancel(self.job)
+        self._with_job(app_of(self).jobs.cancel)
 
     def do_pause(self) -> None:
         """Hold it, or let it go on."""
-        assert self.job is not None
-        app_of(self).jobs.pause(self.job)
+        self._with_job(app_of(self).jobs.pause)
 
     def do_again(self) -> None:
         """The same once more."""
-        assert self.job is not None
-        app_of(self).jobs.again(self.job)
+        self._with_job(app_of(self).jobs.again)
 
     def do_forget(self) -> None:
         """Off the list."""
@@ -199,5 +195,4 @@ def _facts(job: Job) -> tuple[tuple[str, str], ...]:
         ("verified", f"off by {check['worst_error']:.1e} in the worst module, "
                      f"{check['tolerance']:.0e} is allowed" if "worst_error" in check else ""),
         ("kept", ", ".join(f"{k:.1%}" for k in check.get("retained", ()))),
-        ("command", f"lorahub {shlex.join(job.words)}"),
     )  # fmt: skip

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from rich.text import Text
 from textual.widgets import Static
 
 from tui import text
 from tui.acting import app_of
+from tui.basket import base_of
 
 
 class BasketStrip(Static):
@@ -29,6 +29,6 @@ class BasketStrip(Static):
         for one in draft.inputs:
             weight = "" if one.weight == 1 else f":{text.number(one.weight)}"
             shown.append(f"({one.adapter})" if one.muted else f"{one.adapter}{weight}")
-        base = next((a.info.base_model for a in basket if a.info.base_model), None)
+        base = next((b for a in basket if (b := base_of(a))), None)
         line = f"Basket {len(draft.inputs)}: {' + '.join(shown)}"
-        self.update(Text(line + (f"  [{base}]" if base else ""), no_wrap=True, overflow="ellipsis"))
+        self.update(text.shown(line + (f"  [{base}]" if base else ""), wrap=False))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rich.text import Text
 from textual.widgets import Static
 
+from tui import text
 from tui.acting import app_of
 
 
@@ -19,4 +19,4 @@ class CommandLine(Static):
         self.watch(app_of(self), "command", self._show)
 
     def _show(self, command: str) -> None:
-        self.update(Text(f"$ {command}", no_wrap=True, overflow="ellipsis"))
+        self.update(text.shown(f"$ {command}", wrap=False))

@@ -8,6 +8,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Static, TabbedContent, TabPane
 
+from tui import text
 from tui.describe import Description
 
 TABS = ("facts", "modules", "card", "lineage")
@@ -43,19 +44,9 @@ class Detail(Vertical):
         if self._shown is None:
             return Text("")
         if tab == "facts":
-            return _facts(self._shown)
+            description = self._shown
+            first = [("name", description.name), ("damaged", description.problem)]
+            return text.facts([*first, *description.facts])
         if tab == "modules":
-            return Text(self._shown.modules, no_wrap=True)
-        return Text(self._shown.card if tab == "card" else self._shown.lineage)
-
-
-def _facts(description: Description) -> Table:
-    table = Table.grid(padding=(0, 1))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row("name", Text(description.name))
-    if description.problem:
-        table.add_row("damaged", Text(description.problem))
-    for key, value in description.facts:
-        table.add_row(key, Text(value))
-    return table
+            return text.shown(self._shown.modules, wrap=False)
+        return text.shown(self._shown.card if tab == "card" else self._shown.lineage)

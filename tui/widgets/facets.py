@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from rich.text import Text
 from textual.message import Message
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
+from tui import text
 from tui.query import pairs
 
-MOST_VALUES = 12
+SHOWN = ("base", "rank", "task", "license", "source", "method", "target", "tag")
+MOST_VALUES = 8
 
 
 class Facets(OptionList):
@@ -28,23 +30,24 @@ class Facets(OptionList):
         super().__init__(id="facets")
         self._values: dict[str, tuple[str, str]] = {}
 
-    def show(self, facets: Mapping[str, Sequence[tuple[str, int]]], filter_text: str) -> None:
+    def show(self, facets: Mapping[str, Mapping[str, int]], filter_text: str) -> None:
         """Show other counts; what the filter line asks for is ticked."""
         asked = set(pairs(filter_text))
         before = self.highlighted
         self.clear_options()
         self._values.clear()
         options: list[Option] = []
-        for key, values in facets.items():
-            if not values:
+        for key, counts in facets.items():
+            values = [(v, n) for v, n in counts.items() if v]
+            if key not in SHOWN or not values:
                 continue
             options.append(Option(Text(key.title(), style="bold"), disabled=True))
             for value, count in values[:MOST_VALUES]:
                 name = f"{key}:{value}"
                 self._values[name] = key, value
                 tick = "x" if (key, value) in asked else " "
-                line = Text(f"[{tick}] {value}", no_wrap=True, overflow="ellipsis")
-                line.truncate(max(8, 20 - len(f"{count}")), overflow="ellipsis", pad=True)
+                line = text.shown(f"[{tick}] {value}", wrap=False)
+                line.truncate(max(8, 18 - len(f"{count}")), overflow="ellipsis", pad=True)
                 options.append(Option(line + Text(f" {count:,}"), id=name))
         self.add_options(options)
         if before is not None and self.option_count:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.message import Message
@@ -10,6 +9,7 @@ from textual.widget import Widget
 from textual.widgets import Input, Label, Select, Static
 
 from lorahub.methods.registry import get, methods
+from tui import text
 from tui.acting import app_of
 from tui.draft import DEFAULT_METHOD, Draft
 from tui.forms import OPTIONS, Field, fields_of, text_of, value_of
@@ -58,7 +58,7 @@ class MethodForm(VerticalScroll, can_focus=False):
         if known and draft.method != self._method:
             self._method = draft.method
             method = get(draft.method)
-            self.query_one("#summary", Static).update(Text(method.summary))
+            self.query_one("#summary", Static).update(text.shown(method.summary))
             box = self.query_one("#parameters")
             await box.remove_children()
             await box.mount_all(

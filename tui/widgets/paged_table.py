@@ -63,7 +63,7 @@ class PagedTable(Acting, ScrollView, can_focus=True):
         "paged-table--dim",
         "paged-table--row",
     }
-    LEAST_FLEXIBLE = 18
+    LEAST_FLEXIBLE = 26
 
     cursor: reactive[int] = reactive(0, repaint=False)
     empty: reactive[str] = reactive("")
@@ -103,8 +103,8 @@ class PagedTable(Acting, ScrollView, can_focus=True):
         self._pages: OrderedDict[int, Sequence[Row]] = OrderedDict()
         self._asked: set[int] = set()
 
-    def reset(self, count: int, first_page: Sequence[Row] = (), *, cursor: int = 0) -> int:
-        """Show other rows: ``count`` of them, of which the first page may be given.
+    def reset(self, count: int, rows: Sequence[Row] = (), *, cursor: int = 0) -> int:
+        """Show other rows: ``count`` of them, of which the first ones may be given.
 
         Returns:
             The generation that pages must be put with.
@@ -113,8 +113,8 @@ class PagedTable(Acting, ScrollView, can_focus=True):
         self.generation += 1
         self._pages.clear()
         self._asked.clear()
-        if first_page:
-            self._pages[0] = first_page
+        for first in range(0, len(rows), PAGE):
+            self._pages[first // PAGE] = rows[first : first + PAGE]
         self.virtual_size = Size(self.size.width, count + 1)
         self.set_reactive(PagedTable.cursor, max(0, min(cursor, count - 1)))
         self._show_cursor()

@@ -15,6 +15,7 @@ class TopBar(Static):
     def __init__(self, here: str) -> None:
         super().__init__(id="top-bar")
         self._here = here
+        self._line = ""
 
     def on_mount(self) -> None:
         """Follow the jobs."""
@@ -28,4 +29,7 @@ class TopBar(Static):
             text = f"{number} {title}"
             shown = rf"[b]\[{text}][/b]" if name == self._here else f" {text} "
             parts.append(f"[@click=app.do('{name}')]{shown}[/]")
-        self.update("".join(parts))
+        line = "".join(parts)
+        if line != self._line:
+            self._line = line
+            self.update(line)

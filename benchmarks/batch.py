@@ -1,0 +1,162 @@
+"""Batches: many small merges in one go, a sweep over large adapters, and killed batches.
+
+The small merges have tiny shapes and the real code path. A sweep is compared with the same
+merges made one by one in a workspace each, as separate commands would, less their start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.data import LLAMA_2_7B, llama_modules, write_adapter
+from lorahub.recipe import Recipe, make_recipe
+from lorahub.workspace import Workspace
+
+DATA = Path(__file__).parent / "data"
+TINY = [(f"layers.{i}.{p}_proj", 64, 64) for i in range(2) for p in "qv"]
+
+
+def small(count: int, folder: Path) -> list[Recipe]:
+    """Recipes of merges of two tiny adapters with weights that differ."""
+    homes = [write_adapter(folder / f"a{i}", TINY, 4, i) for i in range(2)]
+    return [recipe(homes, [i + 1, count - i], f"m{i}", 4) for i in range(count)]
+
+
+def recipe(homes: list[Path], weights: list[int], name: str, rank: int) -> Recipe:
+    """One merge by `svd`, with weights that add up to 1."""
+    sources = [
+        {"adapter": str(home), "weight": weight / sum(weights)}
+        for home, weight in zip(homes, weights, strict=True)
+    ]
+    body: dict[str, Any] = {"method": "svd", "parameters": {"rank": rank}, "sources": sources}
+    return make_recipe(body | {"output": {"name": name}})
+
+
+def many(count: int, jobs: int) -> None:
+    """Seconds for each of many small merges, and memory after a tenth and at the end."""
+    with tempfile.TemporaryDirectory() as folder, Workspace.open(Path(folder) / "home") as space:
+        times, memory, start = [], [], time.perf_counter()
+        for outcome in space.batch(small(count, Path(folder)), jobs=jobs):
+            assert outcome.state == "merged", outcome
+            times.append(time.perf_counter())
+            memory.append(_resident())
+        tenth = count // 10
+        early, late = times[2 * tenth] - times[tenth], times[-1] - times[-1 - tenth]
+        each = 1000 * (times[-1] - start) / count
+        print(
+            f"{count} merges, {jobs} jobs: {each:.1f} ms each, {1000 * _cpu() / count:.1f} of CPU"
+        )
+        print(f"  second tenth {1000 * early / tenth:.1f} ms, last {1000 * late / tenth:.1f} ms")
+        print(f"  resident {memory[tenth]:.0f} MiB after a tenth, {memory[-1]:.0f} at the end")
+
+
+def sweep(count: int, layers: int) -> None:
+    """A sweep of weightings of four adapters against the same merges one by one."""
+    modules = llama_modules(layers, *LLAMA_2_7B[1:])
+    homes = [write_adapter(DATA / f"7b-{layers}" / f"a{i}", modules, 16, i) for i in range(4)]
+    draw = random.Random(0)
+    drawn = [[draw.randrange(1, 10) for _ in homes] for _ in range(count)]
+    recipes = [recipe(homes, weights, f"m{i}", 16) for i, weights in enumerate(drawn)]
+    with tempfile.TemporaryDirectory(dir=DATA) as folder:
+        singles = []
+        for one in recipes[:4]:
+            with Workspace.open(Path(folder) / "one") as space:
+                start = time.process_time(), time.perf_counter()
+                space.merge(one, workers=1)
+                singles.append((time.process_time() - start[0], time.perf_counter() - start[1]))
+        with Workspace.open(Path(folder) / "all") as space:
+            start = time.process_time(), time.perf_counter()
+            for outcome in space.batch(recipes):
+                assert outcome.state == "merged", outcome
+                space.remove([outcome.name], files=True)  # the disk holds few of them
+            cpu, wall = time.process_time() - start[0], time.perf_counter() - start[1]
+        single_cpu, single_wall = (statistics.median(t) for t in zip(*singles[1:], strict=True))
+        print(f"{count} weightings of 4 adapters of {len(modules)} modules: "
+              f"{cpu / count:.3f} CPU s each in a batch, {single_cpu:.3f} alone "
+              f"({single_cpu * count / cpu:.1f} x); wall {wall / count:.3f} and {single_wall:.3f} "
+              f"({single_wall * count / wall:.1f} x)")  # fmt: skip
+
+
+def killed(count: int, kills: int) -> None:
+    """A batch killed at random points and resumed, against one that ran through."""
+    draw = random.Random(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        words = [sys.executable, "-m", "benchmarks.batch", "--child", name, "--count", str(count)]
+        start = time.perf_counter()
+        subprocess.run(words, check=True, env=_home(folder / "whole"))
+        whole = time.perf_counter() - start
+        for _ in range(kills):
+            child = subprocess.Popen(words, env=_home(folder / "killed"))
+            time.sleep(draw.uniform(0.3, 1) * whole / 2)
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+        subprocess.run(words, check=True, env=_home(folder / "killed"))
+        found = [_contents(folder / home / "adapters") for home in ("whole", "killed")]
+        assert found[0] == found[1], "the results differ"
+        print(f"{count} merges killed {kills} times and resumed: {len(found[0])} files, all equal")
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _home(folder: Path) -> dict[str, str]:
+    return os.environ | {"LORAHUB_HOME": str(folder)}
+
+
+def _resident() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / (1 << 20)
+
+
+def _cpu() -> float:
+    return sum(
+        resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+
+
+def main(words: list[str] | None = None) -> None:
+    """Run what the words say; all of it without any."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--weightings", type=int, default=100)
+    parser.add_argument("--layers", type=int, default=LLAMA_2_7B[0])
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--only", choices=["many", "jobs", "sweep", "killed"])
+    parser.add_argument("--child", type=Path)
+    given = parser.parse_args(words or [])
+    if given.child:
+        with Workspace.open() as space:
+            for outcome in space.batch(small(given.count, given.child)):
+                assert outcome.error is None, outcome
+        return
+    if given.only in {None, "many"}:
+        many(given.count, 1)
+    if given.only in {None, "jobs"}:
+        many(given.count, 2)
+    if given.only in {None, "sweep"}:
+        sweep(given.weightings, given.layers)
+    if given.only in {None, "killed"}:
+        killed(given.count, given.kills)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

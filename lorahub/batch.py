@@ -1,0 +1,233 @@
+"""Many merges: gathered from files, checked together, put in order, and reported on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Literal
+
+from lorahub.engine.plan import Plan
+from lorahub.errors import ConflictError, InvalidRecipeError, LorahubError, NotFoundError
+from lorahub.methods.registry import get
+from lorahub.recipe import AUTO, Recipe, check_auto
+from lorahub.recipe_file import LOCK_SUFFIX
+from lorahub.sweep import Sweep, load_sweep
+
+ASK_FROM = 10_000
+"""How many merges are begun only when they were asked for twice."""
+
+SECONDS_PER_MERGE = 0.04
+FLOPS_PER_SECOND = 4e9
+"""What a merge costs by itself, and how fast one core works, for rough estimates only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One merge of a batch.
+
+    Attributes:
+        recipe: What is merged.
+        name: Name of its result.
+        target: Folder of its result.
+        needs: Names of the results of this batch that are among its sources.
+    """
+
+    recipe: Recipe
+    name: str
+    target: Path
+    needs: frozenset[str]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The references of its sources, in order."""
+        return tuple(source.adapter for source in self.recipe.sources)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one merge.
+
+    Attributes:
+        name: Name of the result.
+        state: ``unchanged`` when the same result was there already; ``skipped`` when something
+            it needs failed, or when the batch ended before.
+        folder: Where the result is, or was to be.
+        seconds: How long it took.
+        rank: Largest rank of the result, or None without one.
+        truncation: Relative distance from the exact weighted sum, or None without a result.
+        retained: Smallest share of a source's energy that was kept, or None without a result.
+        error: Why there is no result, or None.
+    """
+
+    name: str
+    state: Literal["merged", "unchanged", "failed", "skipped"]
+    folder: Path
+    seconds: float = 0.0
+    rank: int | None = None
+    truncation: float | None = None
+    retained: float | None = None
+    error: LorahubError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a batch would do.
+
+    Attributes:
+        merges: How many merges there are.
+        unchanged: How many of them have their result already.
+        unknown: How many need a result of this batch, so that their size is not known yet.
+        input_bytes: Factors that would be read, of those whose size is known.
+        output_bytes: Factors that would be written, at most.
+        seconds: A rough estimate for one job on one core.
+    """
+
+    merges: int
+    unchanged: int
+    unknown: int
+    input_bytes: int
+    output_bytes: int
+    seconds: float
+
+
+def gather(paths: Sequence[Path]) -> list[Sweep]:
+    """The recipe files among ``paths`` and, sorted, in the folders among them.
+
+    Raises:
+        NotFoundError: A folder without recipes.
+        InvalidRecipeError: A file that is no recipe.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        found = [p for p in path.iterdir() if p.suffix in {".yaml", ".yml"} and p.is_file()]
+        found = sorted(p for p in found if not p.name.endswith(LOCK_SUFFIX))
+        if not found:
+            raise NotFoundError(f"{path}: holds no recipes", hint="they end in .yaml")
+        files += found
+    return [load_sweep(file) for file in files]
+
+
+def checked(path: Path) -> Iterator[Recipe]:
+    """The recipes of a file, each with its method and parameters checked.
+
+    Raises:
+        InvalidRecipeError: One of them is wrong.
+    """
+    for recipe in load_sweep(path).recipes():
+        check_method(recipe)
+        yield recipe
+
+
+def check_method(recipe: Recipe) -> None:
+    """Raise InvalidRecipeError unless the recipe's method takes its parameters."""
+    if recipe.method == AUTO:
+        check_auto(recipe)
+    else:
+        get(recipe.method).parameters(recipe.parameters)
+
+
+def ordered(named: Iterable[tuple[Recipe, str, Path]]) -> list[Item]:
+    """The merges so that each comes after those whose results it needs.
+
+    Those that share their sources come one after the other, else they stay as given.
+
+    Args:
+        named: Recipes with the name and the folder of their results.
+
+    Raises:
+        ConflictError: Two of them have one output.
+        InvalidRecipeError: They need each other in a circle.
+    """
+    given = list(named)
+    by_name: dict[str, int] = {}
+    by_folder: dict[Path, int] = {}
+    for i, (_, name, target) in enumerate(given):
+        if name in by_name or target in by_folder:
+            what = f"name '{name}'" if name in by_name else f"folder {target}"
+            raise ConflictError(
+                f"two merges of the batch have the output {what}",
+                hint="give each its own; in a sweep, with {axis} or {n} in output.name",
+            )
+        by_name[name] = by_folder[target] = i
+    items = []
+    for recipe, name, target in given:
+        needs = {s.adapter for s in recipe.sources if s.adapter in by_name}
+        for source in recipe.sources:
+            place = (
+                by_folder.get(Path(source.adapter).absolute()) if "/" in source.adapter else None
+            )
+            if place is not None:
+                needs.add(given[place][1])
+        items.append(Item(recipe, name, target, frozenset(needs)))
+    sorter = TopologicalSorter(
+        {i: [by_name[n] for n in sorted(item.needs)] for i, item in enumerate(items)}
+    )
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        circle = " <- ".join(items[i].name for i in error.args[1])
+        raise InvalidRecipeError(
+            f"recipes need each other's results in a circle: {circle}",
+            hint="take one of them out",
+        ) from error
+    order: list[Item] = []
+    while sorter.is_active():
+        ready = sorted(sorter.get_ready())
+        groups: dict[tuple[str, ...], list[Item]] = {}
+        for i in ready:
+            groups.setdefault(items[i].sources, []).append(items[i])
+        order += [item for group in groups.values() for item in group]
+        sorter.done(*ready)
+    return order
+
+
+def seconds_for(plan: Plan) -> float:
+    """About how long a plan takes on one core: the products that merging and verifying need."""
+    flops = 0
+    for m in plan.modules:
+        ranks = m.total_rank + m.rank
+        flops += 8 * ranks**2 * (m.d_in + m.d_out)
+        if plan.method.space == "delta":
+            flops += 60 * m.d_in * m.d_out * m.total_rank
+    return SECONDS_PER_MERGE + flops / FLOPS_PER_SECOND
+
+
+def counts(outcomes: Iterable[Outcome]) -> Mapping[str, int]:
+    """How many merges came to which state."""
+    return dict(sorted(Counter(o.state for o in outcomes).items()))
+
+
+def markdown(outcomes: Sequence[Outcome]) -> str:
+    """A report on a batch, in Markdown."""
+    found = counts(outcomes)
+    lines = [
+        "# Batch",
+        "",
+        ", ".join(f"{count} {state}" for state, count in found.items()) + ".",
+        "",
+        "| result | state | rank | truncation | least kept | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for o in outcomes:
+        figures = (
+            o.rank,
+            None if o.truncation is None else f"{o.truncation:.2%}",
+            None if o.retained is None else f"{o.retained:.1%}",
+        )
+        cells = [_cell(o.name), o.state, *("-" if f is None else str(f) for f in figures)]
+        lines.append(f"| {' | '.join([*cells, f'{o.seconds:.2f}'])} |")
+    failed = [o for o in outcomes if o.error is not None]
+    if failed:
+        lines += ["", "## Without a result", ""]
+        lines += [f"- {_cell(o.name)}: {_cell(str(o.error))}" for o in failed]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")

@@ -1,0 +1,137 @@
+"""Many merges in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lorahub.cli import sink
+from lorahub.errors import ExitCode, UsageError
+from lorahub.events import Finished
+
+if TYPE_CHECKING:
+    from lorahub.batch import Forecast, Outcome
+    from lorahub.recipe import Recipe
+
+
+def batch(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="RECIPE|FOLDER...", help="Recipe files, or folders.")
+    ],
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes that merge.")] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Also redo results whose recipe or sources changed.")
+    ] = False,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Begin nothing more after a failure.")
+    ] = False,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda[:N], mps.")] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how many, how large and how long.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Begin however many merges it is.")] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Markdown file for a report.")
+    ] = None,
+    events: sink.Events = None,
+    as_json: sink.Json = False,
+) -> None:
+    """Merge many recipes and sweeps; what is there already stays, failures do not stop the rest."""
+    lines = events is not None
+    with sink.errors("batch", as_json=as_json, events=lines):
+        from lorahub.batch import ASK_FROM, gather, markdown
+        from lorahub.output import write_text
+        from lorahub.workspace import Workspace
+
+        sweeps = gather(files)
+        total = sum(sweep.size for sweep in sweeps)
+        if total >= ASK_FROM and not yes:
+            raise UsageError(f"these are {total} merges", hint="pass --yes if that is meant")
+
+        def recipes() -> Iterator[Recipe]:
+            for sweep in sweeps:
+                yield from sweep.recipes()
+
+        with sink.progress(events=lines) as listener, Workspace.open() as workspace:
+            if dry_run:
+                _print_forecast(
+                    workspace.forecast(recipes(), listener=listener), as_json=as_json or lines
+                )
+                return
+            outcomes = list(
+                workspace.batch(
+                    recipes(),
+                    jobs=jobs,
+                    resume=resume,
+                    fail_fast=fail_fast,
+                    device=device,
+                    listener=listener,
+                )
+            )
+        if report is not None:
+            write_text(report.absolute(), markdown(outcomes))
+        _print(outcomes, as_json=as_json, events=lines)
+
+
+def _print_forecast(forecast: Forecast, *, as_json: bool) -> None:
+    if as_json:
+        sink.print_act("batch --dry-run", forecast)
+        return
+    sink.print_table(
+        ("field", "value"),
+        (
+            ("merges", forecast.merges),
+            ("unchanged", forecast.unchanged),
+            ("not known yet", forecast.unknown),
+            ("read", sink.size(forecast.input_bytes)),
+            ("written at most", sink.size(forecast.output_bytes)),
+            ("about", f"{forecast.seconds:.0f} s on one core"),
+        ),
+    )
+
+
+def _print(outcomes: Sequence[Outcome], *, as_json: bool, events: bool) -> None:
+    from lorahub.batch import counts
+
+    failed = [o for o in outcomes if o.error is not None]
+    status = "ok" if not failed else "partial" if len(failed) < len(outcomes) else "error"
+    rows = [_row(o) for o in outcomes]
+    if events:
+        sink.print_event(Finished({"status": status, "merges": rows}))
+    elif as_json:
+        sink.print_act("batch", rows, status=status)
+    else:
+        sink.print_table(
+            ("result", "state", "rank", "truncation", "least kept", "seconds"),
+            (
+                (
+                    o.name,
+                    o.state,
+                    o.rank,
+                    None if o.truncation is None else f"{o.truncation:.2%}",
+                    None if o.retained is None else f"{o.retained:.1%}",
+                    f"{o.seconds:.2f}",
+                )
+                for o in outcomes
+            ),
+        )
+        sink.note(", ".join(f"{n} {state}" for state, n in counts(outcomes).items()))
+    if failed:
+        raise typer.Exit(ExitCode.PARTIAL)
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    error = outcome.error
+    return {
+        "name": outcome.name,
+        "state": outcome.state,
+        "folder": str(outcome.folder),
+        "seconds": outcome.seconds,
+        "rank": outcome.rank,
+        "truncation": outcome.truncation,
+        "retained": outcome.retained,
+        "error": error and {"code": error.code, "message": error.message, "hint": error.hint},
+    }

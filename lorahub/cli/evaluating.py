@@ -1,0 +1,126 @@
+"""Verbs that score adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorahub.cli import sink
+from lorahub.cli.catalog import Refs
+from lorahub.errors import ExitCode, LorahubError, UsageError
+from lorahub.events import Finished
+
+if TYPE_CHECKING:
+    from lorahub.searching import Trial
+
+With = Annotated[
+    str, typer.Option("--with", metavar="SUITE", help="factors, or the file of a suite.")
+]
+
+
+def evaluate(
+    references: Refs,
+    suite: With = "factors",
+    events: sink.Events = None,
+    as_json: sink.Json = False,
+) -> None:
+    """Score adapters by their factors, or by a command or function of yours."""
+    lines = events is not None
+    with sink.errors("eval", as_json=as_json, events=lines):
+        from lorahub.workspace import Workspace
+
+        with sink.progress(events=lines) as listener, Workspace.open() as workspace:
+            found = list(workspace.evaluate(references, suite, listener=listener))
+        failed = [error for _, error in found if isinstance(error, LorahubError)]
+        if failed and len(found) == 1:
+            raise failed[0]
+        status = "ok" if not failed else "partial" if len(failed) < len(found) else "error"
+        rows = [
+            {"name": name, "figures": None, "error": {"code": f.code, "message": f.message}}
+            if isinstance(f, LorahubError)
+            else {"name": name, "figures": f, "error": None}
+            for name, f in found
+        ]
+        if lines:
+            sink.print_event(Finished({"status": status, "adapters": rows}))
+        elif as_json:
+            sink.print_act("eval", rows, status=status)
+        else:
+            sink.print_table(
+                ("adapter", "figure", "value"),
+                (
+                    (name, key, f"{value:.4g}")
+                    for name, figures in found
+                    if not isinstance(figures, LorahubError)
+                    for key, value in figures.items()
+                ),
+            )
+    if failed:
+        raise typer.Exit(ExitCode.PARTIAL)
+
+
+def search_weights(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file.")],
+    suite: With = "factors",
+    budget: Annotated[int, typer.Option("--budget", min=1, help="Recipes to try.")] = 40,
+    objective: Annotated[
+        str | None, typer.Option("--objective", help="Figure of the suite that is sought.")
+    ] = None,
+    minimize: Annotated[bool, typer.Option("--minimize", help="Seek the smallest value.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the optimiser.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda[:N], mps.")] = "auto",
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="SVG file for the best value so far.")
+    ] = None,
+    events: sink.Events = None,
+    as_json: sink.Json = False,
+) -> None:
+    """Search a recipe's weights and parameters for the best figure of a suite."""
+    lines = events is not None
+    with sink.errors("search-weights", as_json=as_json, events=lines):
+        from lorahub.output import write_text
+        from lorahub.plot import progress, svg
+        from lorahub.workspace import Workspace
+
+        if plot is not None and plot.suffix != ".svg":
+            raise UsageError(f"{plot}: a plot is an SVG file", hint="give a name that ends in .svg")
+        trials: list[Trial] = []
+        with sink.progress(events=lines) as listener, Workspace.open() as workspace:
+            search = workspace.search_weights(
+                recipe,
+                suite,
+                budget=budget,
+                objective=objective,
+                minimize=minimize,
+                seed=seed,
+                device=device,
+                listener=listener,
+            )
+            while True:
+                try:
+                    trials.append(next(search))
+                except StopIteration as end:
+                    result = end.value
+                    break
+        curve = [t.best for t in trials]
+        if plot is not None:
+            title = f"best {objective or 'value'} so far"
+            write_text(plot.absolute(), svg(title, [progress(title, curve)]))
+        body = {"name": result.name, "best": curve[-1], "trials": sink.plain(trials)}
+        if lines:
+            sink.print_event(Finished(body))
+        elif as_json:
+            sink.print_act("search-weights", body)
+        else:
+            best = next(t for t in trials if t.value == curve[-1])
+            sink.print_table(
+                ("field", "value"),
+                (
+                    ("name", result.name),
+                    ("best", f"{best.value:.6g} (trial {best.number} of {len(trials)})"),
+                    *((key, f"{v:.4g}" if isinstance(v, float) else v)
+                      for key, v in best.chosen.items()),
+                ),
+            )  # fmt: skip

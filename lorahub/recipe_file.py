@@ -1,0 +1,247 @@
+"""Recipes as files: read with their lines, made absolute, and pinned by the lock beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lorahub.errors import InvalidRecipeError
+from lorahub.recipe import Recipe, SourceSpec, make_recipe
+
+MAX_BYTES = 1 << 20
+
+LOCK_SUFFIX = ".lock.yaml"
+
+BESIDE = frozenset({"matrix", "exclude", "search"})
+"""Keys of the file that make more than one recipe of it."""
+
+Key = tuple[int | str, ...]
+
+
+class Pin(BaseModel):
+    """What a reference of a recipe means: a reference that stays, and the content's sha256."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    reference: Annotated[str, Field(min_length=1)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Lock(BaseModel):
+    """The file beside a recipe that pins its sources, by reference as the recipe has it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = 1
+    sources: dict[str, Pin]
+
+    def to_yaml(self) -> str:
+        """The text of the file."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+class RecipeFile:
+    """A YAML file with a map in it, which knows the line of every key.
+
+    Attributes:
+        path: The file.
+        body: The map as plain data; nothing of it is checked yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read ``path``.
+
+        Raises:
+            InvalidRecipeError: It cannot be read, is not YAML, is no map, or has a key twice.
+        """
+        self.path = path
+        self._lines: dict[Key, int] = {}
+        body = self._parsed(_text(path))
+        if not isinstance(body, dict):
+            raise InvalidRecipeError(
+                f"{path}: a recipe is a map with 'method' and 'sources', not {type(body).__name__}",
+                hint="see `lorahub recipes new`",
+            )
+        self.body: dict[str, Any] = body
+
+    def line(self, key: Key) -> int | None:
+        """The line of a key, or of the nearest one around it; None where there is none."""
+        for end in range(len(key), 0, -1):
+            if key[:end] in self._lines:
+                return self._lines[key[:end]]
+        return None
+
+    def recipe(self, body: Mapping[str, Any] | None = None) -> Recipe:
+        """The recipe in the file, or ``body`` as one; its folders are made absolute.
+
+        Raises:
+            InvalidRecipeError: It is none.
+        """
+        given = self.body if body is None else body
+        one = {key: value for key, value in given.items() if key not in BESIDE}
+        recipe = make_recipe(one, str(self.path), self.line)
+        return _relative_to(recipe, self.path.absolute().parent)
+
+    def _parsed(self, raw: bytes) -> object:
+        loader: yaml.SafeLoader | None = None
+        try:
+            loader = yaml.SafeLoader(raw)
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            for key, found in _keys(node, (), set()):
+                line = found.start_mark.line + 1
+                if key in self._lines:
+                    raise InvalidRecipeError(
+                        f"{self.path}, line {line}, key '{dotted(key)}': is there twice",
+                        hint=f"it stands on line {self._lines[key]} already",
+                    )
+                self._lines[key] = line
+            return loader.construct_document(node)
+        # Dates that are none, and maps as keys, are ValueError and TypeError of the constructor.
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+            raise InvalidRecipeError(
+                f"{self.path}: is not YAML ({' '.join(str(error).split())})",
+                hint="correct the file",
+            ) from error
+        finally:
+            if loader is not None:
+                loader.dispose()
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe file; a lock beside it pins the sources.
+
+    Raises:
+        InvalidRecipeError: The file cannot be read, is not YAML, is no recipe, or is not what
+            its lock was made for.
+    """
+    file = RecipeFile(path)
+    if "matrix" in file.body:
+        raise InvalidRecipeError(
+            f"{path}, line {file.line(('matrix',))}, key 'matrix': is for many merges, not one",
+            hint="run `lorahub batch`",
+        )
+    return locked(file.recipe(), read_lock(path), path)
+
+
+def lock_path(path: Path) -> Path:
+    """Where the lock of a recipe file is: ``skills.lock.yaml`` beside ``skills.yaml``."""
+    return path.with_name(path.stem + LOCK_SUFFIX)
+
+
+def read_lock(path: Path) -> Lock | None:
+    """The lock of the recipe file ``path``, or None where there is none.
+
+    Raises:
+        InvalidRecipeError: It is there but no lock.
+    """
+    where = lock_path(path)
+    if not where.exists():
+        return None
+    file = RecipeFile(where)
+    try:
+        lock = Lock.model_validate(file.body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidRecipeError(
+            f"{where}, line {file.line(first['loc'])}, key '{dotted(first['loc'])}': "
+            f"{first['msg'].lower()}",
+            hint="make it again: `lorahub recipes lock`",
+        ) from error
+    folder = path.absolute().parent
+    return Lock(
+        sources={
+            absolute(name, folder): Pin(
+                reference=absolute(pin.reference, folder), sha256=pin.sha256
+            )
+            for name, pin in lock.sources.items()
+        }
+    )
+
+
+def locked(recipe: Recipe, lock: Lock | None, path: Path) -> Recipe:
+    """The recipe of ``path`` with its sources as ``lock`` pins them.
+
+    Raises:
+        InvalidRecipeError: A source that the lock does not have, or that pins another content.
+    """
+    if lock is None:
+        return recipe
+
+    def pinned(source: SourceSpec) -> SourceSpec:
+        pin = lock.sources.get(source.adapter)
+        if pin is None or source.sha256 not in {None, pin.sha256}:
+            what = "is not in" if pin is None else "has another sha256 than in"
+            raise InvalidRecipeError(
+                f"{path}: source '{source.adapter}' {what} {lock_path(path).name}",
+                hint=f"make the lock again: `lorahub recipes lock {path}`",
+            )
+        return source.model_copy(update={"adapter": pin.reference, "sha256": pin.sha256})
+
+    return recipe.model_copy(update={"sources": tuple(map(pinned, recipe.sources))})
+
+
+def absolute(reference: str, folder: Path) -> str:
+    """A reference with its explicitly relative folder made absolute."""
+    if reference.startswith(("./", "../")) or reference in {".", ".."}:
+        return str(folder / reference)
+    return reference
+
+
+def relative(reference: str, folder: Path) -> str:
+    """The inverse of `absolute`; what is not in ``folder`` stays as it is."""
+    inside = f"{folder}/"
+    return f"./{reference[len(inside) :]}" if reference.startswith(inside) else reference
+
+
+def _text(path: Path) -> bytes:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InvalidRecipeError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(raw) > MAX_BYTES:
+        raise InvalidRecipeError(f"{path}: {len(raw)} bytes are too many for a recipe")
+    return raw
+
+
+def _keys(node: yaml.Node, at: Key, seen: set[int]) -> Iterator[tuple[Key, yaml.Node]]:
+    """Every key below a node with the node that names it; what aliases repeat only once."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            if isinstance(name, yaml.ScalarNode):
+                yield (*at, name.value), name
+                yield from _keys(value, (*at, name.value), seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            yield (*at, i), value
+            yield from _keys(value, (*at, i), seen)
+
+
+def dotted(key: Key) -> str:
+    """A key as errors name it."""
+    return ".".join(map(str, key))
+
+
+def _relative_to(recipe: Recipe, folder: Path) -> Recipe:
+    sources = tuple(
+        s.model_copy(update={"adapter": absolute(s.adapter, folder)}) for s in recipe.sources
+    )
+    output = recipe.output
+    update: dict[str, Any] = {
+        "export": tuple(
+            e.model_copy(update={"folder": folder / e.folder.expanduser()}) for e in output.export
+        )
+    }
+    if output.folder is not None:
+        update["folder"] = folder / output.folder.expanduser()
+    return recipe.model_copy(
+        update={"sources": sources, "output": output.model_copy(update=update)}
+    )

@@ -1,0 +1,44 @@
+"""What suites found of adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+
+from sqlalchemy import delete, insert, select
+
+from store.database import Database, now
+from store.models import evaluation_table
+from store.values import Evaluation
+
+
+class Evaluations(Database):
+    """Figures of adapters by suite; the latest of each suite."""
+
+    def record_evaluation(self, adapter_id: int, suite: str, figures: Mapping[str, float]) -> None:
+        """Remember figures, in place of what the suite found before."""
+        table = evaluation_table
+        with self._write() as connection:
+            connection.execute(
+                delete(table).where(table.c.adapter_id == adapter_id, table.c.suite == suite)
+            )
+            connection.execute(
+                insert(table).values(
+                    adapter_id=adapter_id, suite=suite, figures=dict(figures), created_at=now()
+                )
+            )
+
+    def evaluations(self, adapter_ids: Sequence[int]) -> dict[int, tuple[Evaluation, ...]]:
+        """By adapter, its evaluations by name of the suite; those without any are left out."""
+        columns = [evaluation_table.c[f.name] for f in fields(Evaluation)]
+        query = (
+            select(evaluation_table.c.adapter_id, *columns)
+            .where(evaluation_table.c.adapter_id.in_(adapter_ids))
+            .order_by(evaluation_table.c.suite)
+        )
+        found: dict[int, tuple[Evaluation, ...]] = {}
+        with self._read() as connection:
+            for row in connection.execute(query).mappings():
+                one = Evaluation(**{f.name: row[f.name] for f in fields(Evaluation)})
+                found[row["adapter_id"]] = (*found.get(row["adapter_id"], ()), one)
+        return found

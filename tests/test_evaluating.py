@@ -1,0 +1,196 @@
+"""Suites: figures from factors against dense ones, and the user's commands with their faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from lorahub.cli.main import app
+from lorahub.errors import EvaluationError, InvalidRecipeError, LorahubError, UsageError
+from lorahub.recipe import make_recipe
+from lorahub.suites import load_suite
+from lorahub.workspace import Workspace
+from tests.conftest import write_adapter
+
+SHAPES = {"layers.0.q_proj": (24, 32, 3), "layers.1.v_proj": (16, 32, 3)}
+WEIGHTS = {"one": 0.7, "two": -0.4}
+
+
+@pytest.fixture
+def workspace(home: Path, tmp_path: Path) -> Iterator[Workspace]:
+    with Workspace.open() as opened:
+        for seed, name in enumerate(WEIGHTS):
+            write_adapter(tmp_path / name, SHAPES, seed=seed, alpha=6)
+            opened.pull([str(tmp_path / name)])
+        sources = [{"adapter": name, "weight": weight} for name, weight in WEIGHTS.items()]
+        body = {"method": "svd", "parameters": {"rank": 2}, "sources": sources}
+        opened.merge(make_recipe(body | {"output": {"name": "m"}}))
+        yield opened
+
+
+def suite(tmp_path: Path, program: str, **body: Any) -> str:
+    script = tmp_path / "score.py"
+    script.write_text(program)
+    path = tmp_path / "suite.yaml"
+    command = {} if "function" in body else {"command": [sys.executable, "score.py"]}
+    path.write_text(json.dumps(command | body))
+    return str(path)
+
+
+def score(workspace: Workspace, chosen: str, name: str = "m") -> dict[str, float]:
+    ((_, figures),) = workspace.evaluate([name], chosen)
+    if isinstance(figures, LorahubError):
+        raise figures
+    return figures
+
+
+def delta(folder: Path, scaling: float) -> torch.Tensor:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    parts = []
+    for name in SHAPES:
+        A, B = (tensors[f"base_model.model.{name}.lora_{x}.weight"].double() for x in "AB")
+        parts.append((scaling * B @ A).flatten())
+    return torch.cat(parts)
+
+
+def test_figures_from_factors_are_those_of_the_deltas(workspace: Workspace, tmp_path: Path) -> None:
+    figures = score(workspace, "factors")
+    one, two = (delta(tmp_path / name, 2.0) for name in WEIGHTS)
+    merged = delta(workspace.get("m").origin.folder, 1.0)
+    together = (0.7 * one - 0.4 * two).square().sum()
+    apart = 0.49 * one.square().sum() + 0.16 * two.square().sum()
+    mean = ((one.square().sum() + two.square().sum()) / 2).sqrt()
+    assert figures["interference"] == pytest.approx(float(1 - together / apart), abs=1e-6)
+    assert figures["drift"] == pytest.approx(float(merged.norm() / mean), rel=1e-5)
+    cosine = torch.cosine_similarity(merged, one, dim=0)
+    assert figures["alignment.one"] == pytest.approx(float(cosine), abs=1e-5)
+    assert figures["retained"] == min(figures["retained.one"], figures["retained.two"])
+    with pytest.raises(UsageError, match="'one' is not the result of a merge"):
+        score(workspace, "factors", "one")
+
+
+def test_a_command_gets_the_folder_and_its_figures_are_kept(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    chosen = suite(
+        tmp_path,
+        "import json, os, sys\n"
+        "print('noise'); print('more', file=sys.stderr)\n"
+        "size = os.path.getsize(sys.argv[1] + '/adapter_model.safetensors')\n"
+        "print(json.dumps({'size': size, 'here': float(os.path.exists('suite.yaml'))}))\n",
+    )
+    figures = score(workspace, chosen)
+    assert figures == {"size": workspace.get("m").info.weights_bytes, "here": 1.0}
+    (found,) = workspace.evaluations(workspace.get("m"))
+    assert (found.suite, found.figures) == ("suite", figures)
+    # Again replaces, another suite stands beside it.
+    suite(tmp_path, "print('{\"size\": 1}')")
+    score(workspace, chosen)
+    score(workspace, "factors")
+    assert [e.suite for e in workspace.evaluations(workspace.get("m"))] == ["factors", "suite"]
+    shown = CliRunner().invoke(app, ["show", "m"]).stdout
+    assert "suite\tsize 1" in shown
+    rows = json.loads(CliRunner().invoke(app, ["ls", "--json"]).stdout)
+    assert {r["name"]: r["evaluations"].get("suite") for r in rows} == {
+        "m": {"size": 1},
+        "one": None,
+        "two": None,
+    }
+    workspace.remove(["m"])
+    assert not workspace.catalog.check()
+
+
+def test_a_function_runs_in_a_process_of_its_own(workspace: Workspace, tmp_path: Path) -> None:
+    program = (
+        "import os\n"
+        "def score(folder):\n    return {'files': len(os.listdir(folder)), 'pid': os.getpid()}\n"
+    )
+    figures = score(workspace, suite(tmp_path, program, function="score:score", name="mine"))
+    assert figures["files"] == 5
+    assert figures["pid"] != os.getpid()
+    assert [e.suite for e in workspace.evaluations(workspace.get("m"))] == ["mine"]
+
+
+def test_nothing_is_added_to_the_environment(workspace: Workspace, tmp_path: Path) -> None:
+    program = "import json, os\nprint(json.dumps(dict.fromkeys(os.environ, 1)))"
+    found = score(workspace, suite(tmp_path, program)).keys()
+    assert set(found) - set(os.environ) <= {
+        "LC_CTYPE",
+        "_",
+        "PWD",
+        "SHLVL",
+        "__CF_USER_TEXT_ENCODING",
+    }
+
+
+@pytest.mark.parametrize(
+    ("program", "body", "says"),
+    [
+        ("raise SystemExit('no data')", {}, "failed with exit code 1"),
+        ("import os\nos.abort()", {}, "was ended by signal 6"),
+        ("print('rubbish')", {}, "printed no JSON: 'rubbish'"),
+        ("", {}, "printed no JSON"),
+        ("print('[1]')", {}, "no object of numbers"),
+        ("print('{}')", {}, "no object of numbers"),
+        ("print('{\"a\": NaN}')", {}, "'a' is no finite number"),
+        ('print(\'{"a": "b"}\')', {}, "'a' is no finite number"),
+        ("print('{\"a\": true}')", {}, "'a' is no finite number"),
+        ("print('[' * 100000)", {}, "printed no JSON"),
+        ("def score(folder): return 3", {"function": "score:score"}, "failed with exit code 1"),
+        ("", {"function": "score:absent"}, "failed with exit code 1"),
+        ("", {"command": ["./no-such-program"]}, "cannot be started"),
+    ],
+)
+def test_faults_of_a_suite(
+    workspace: Workspace, tmp_path: Path, program: str, body: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(EvaluationError, match=says):
+        score(workspace, suite(tmp_path, program, **body))
+    assert workspace.evaluations(workspace.get("m")) == ()
+
+
+def test_what_hangs_is_ended_with_its_children(workspace: Workspace, tmp_path: Path) -> None:
+    program = (
+        "import os, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000)'])\n"
+        "open('pid', 'w').write(str(child.pid))\n"
+        "time.sleep(1000)\n"
+    )
+    with pytest.raises(EvaluationError, match="took longer than 3 s"):
+        score(workspace, suite(tmp_path, program, timeout=3))
+    status = Path("/proc") / (tmp_path / "pid").read_text() / "status"
+    assert not status.exists() or "State:\tZ" in status.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{}", "needs either a command or a function"),
+        ("command: [a]\nfunction: b:c", "needs either"),
+        ("command: [a]\ntimeout: -1", "line 2, key 'timeout'"),
+        ("comand: [a]", "line 1, key 'comand'"),
+        ("function: os.system", "line 1, key 'function'"),
+    ],
+)
+def test_what_is_no_suite(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidRecipeError, match=says):
+        load_suite(path)
+
+
+def test_the_command_is_partial_when_one_fails(workspace: Workspace, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["eval", "m", "one", "--json"])
+    body = json.loads(done.stdout)
+    assert (done.exit_code, body["status"]) == (8, "partial")
+    assert body["result"][1]["error"]["code"] == "usage"
+    assert CliRunner().invoke(app, ["eval", "m", "--with", "nothing.yaml"]).exit_code == 5

@@ -1,0 +1,213 @@
+"""Searching weights: against a known optimum, again from what was tried, and past failures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lorahub.cli.main import app
+from lorahub.errors import EvaluationError, InvalidRecipeError, LorahubError, UsageError
+from lorahub.searching import Axis, Search, Trial, Tried, best_of, load_search
+from lorahub.suites import Suite
+from lorahub.workspace import Workspace
+from tests.conftest import write_adapter
+
+SHAPES = {"layers.0.q_proj": (24, 32, 3)}
+RECIPE = """\
+method: svd
+sources: [{adapter: one, weight: 1.0}, {adapter: two, weight: 0.5}]
+output: {name: best}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "best.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def workspace(home: Path, tmp_path: Path) -> Iterator[Workspace]:
+    with Workspace.open() as opened:
+        for seed, name in enumerate(("one", "two")):
+            write_adapter(tmp_path / name, SHAPES, seed=seed)
+            opened.pull([str(tmp_path / name)])
+        yield opened
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[str, list[list[float]]]:
+    """A suite that knows the best weights, 0.8 and 0.2, and the weights it was asked about."""
+    asked: list[list[float]] = []
+
+    def run(self: Suite, folder: Path) -> dict[str, float]:
+        record = json.loads((folder / "lorahub.json").read_text())
+        weights = [p["weight"] for p in record["parents"]]
+        asked.append(weights)
+        if weights[0] > 1.9:
+            raise EvaluationError("too loud")
+        return {"loss": (weights[0] - 0.8) ** 2 + (weights[1] - 0.2) ** 2, "other": 1.0}
+
+    monkeypatch.setattr(Suite, "run", run)
+    path = tmp_path / "suite.yaml"
+    path.write_text("command: [never-run]\n")
+    return str(path), asked
+
+
+def search(
+    workspace: Workspace, path: Path, suite: str, budget: int, **options: Any
+) -> list[Trial]:
+    options = {"objective": "loss", "minimize": True} | options
+    return list(workspace.search_weights(path, suite, budget=budget, **options))
+
+
+def test_the_best_is_found_and_kept(
+    workspace: Workspace, recipe: Path, scored: tuple[str, list[list[float]]]
+) -> None:
+    suite, asked = scored
+    trials = search(workspace, recipe, suite, 30)
+    assert asked[0] == [1.0, 0.5]  # the recipe itself comes first
+    best = best_of(trials, minimize=True)
+    assert best is not None
+    assert best.value is not None
+    assert best.value < 0.02  # of 0.13 at the start
+    failed = sum(t.value is None for t in trials)
+    curve = [t.best for t in trials if t.best is not None]
+    assert len(curve) == 30
+    assert curve == sorted(curve, reverse=True)
+    kept = workspace.get("best")
+    assert [p.weight for p in workspace.parents(kept)] == list(best.chosen.values())
+    assert workspace.evaluations(kept)[0].figures == best.figures
+    assert workspace.verify("best").passed
+    # Every trial was a run, and none left its result.
+    assert workspace.catalog.count_runs() == 30 + 1
+    assert [row.name for row in workspace.adapters()] == ["best", "one", "two"]
+    assert {p.name for p in workspace.config.adapters.iterdir()} == {"best"}
+    # The same search again tries anew only what failed, a longer one goes on.
+    again = search(workspace, recipe, suite, 30)
+    assert [t.chosen for t in again] == [t.chosen for t in trials]
+    assert len(asked) == 30 + failed
+    longer = search(workspace, recipe, suite, 33)
+    assert longer[:30] == trials
+    assert len(asked) == 33 + 2 * failed
+    assert [t.chosen for t in search(workspace, recipe, suite, 5, seed=1)] != [
+        t.chosen for t in trials[:5]
+    ]
+
+
+def test_a_search_that_was_stopped_goes_on(
+    workspace: Workspace, recipe: Path, scored: tuple[str, list[list[float]]]
+) -> None:
+    suite, asked = scored
+    first = workspace.search_weights(recipe, suite, objective="loss", minimize=True)
+    for _ in range(4):
+        next(first)
+    first.close()
+    assert [row.name for row in workspace.adapters()] == ["one", "two"]
+    kept = recipe.with_name("best.trials.jsonl")
+    kept.write_text(kept.read_text()[:-20])  # as a killed process leaves it
+    trials = search(workspace, recipe, suite, 5)
+    assert asked[:4] == [list(t.chosen.values()) for t in trials[:4]]
+    assert asked[4:] == [list(t.chosen.values()) for t in trials[3:]]
+    assert len(kept.read_text().splitlines()) == 3 + 1 + 2
+
+
+def test_what_fails_is_passed_over(
+    workspace: Workspace, recipe: Path, scored: tuple[str, list[list[float]]]
+) -> None:
+    suite, _ = scored
+    recipe.write_text(RECIPE + "search: {sources.0.weight: [1.5, 2.5], parameters.rank: [6, 9]}\n")
+    trials = search(workspace, recipe, suite, 12)
+    failed = [t for t in trials if t.value is None]
+    assert 0 < len(failed) < 12
+    assert all(t.why and ("rank" in t.why or "too loud" in t.why) for t in failed)
+    assert all(isinstance(t.chosen["parameters.rank"], int) for t in trials)
+    recipe.write_text(RECIPE + "search: {parameters.rank: [7, 9]}\n")
+    with pytest.raises(LorahubError, match="rank"):
+        search(workspace, recipe, suite, 3)
+
+
+def test_figures_that_are_not_there(
+    workspace: Workspace, recipe: Path, scored: tuple[str, list[list[float]]]
+) -> None:
+    with pytest.raises(UsageError, match="2 figures") as caught:
+        search(workspace, recipe, scored[0], 2, objective=None)
+    assert "loss, other" in (caught.value.hint or "")
+    with pytest.raises(UsageError, match="no figure 'gain'"):
+        search(workspace, recipe, scored[0], 2, objective="gain")
+    with pytest.raises(UsageError, match="budget of 0"):
+        search(workspace, recipe, scored[0], 0)
+    assert [row.name for row in workspace.adapters()] == ["one", "two"]
+
+
+def test_the_space(recipe: Path) -> None:
+    assert load_search(recipe).axes == (
+        Axis("sources.0.weight", 0.0, 2.0),
+        Axis("sources.1.weight", 0.0, 1.0),
+    )
+    recipe.write_text(
+        RECIPE
+        + "search: {method: {choices: [svd, cat]}, scale: [0.5, 1], parameters.rank: [2, 4]}\n"
+    )
+    found: Search = load_search(recipe)
+    assert [a.whole for a in found.axes] == [False, False, True]
+    assert found.start() is None  # the recipe has no rank
+    made = found.recipe({"method": "cat", "scale": 0.75})
+    assert (made.method, made.scale) == ("cat", 0.75)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        "3",
+        "{}",
+        "{scale: 1}",
+        "{scale: [1, 0]}",
+        "{scale: [a, b]}",
+        "{scale: {choices: []}}",
+        "{scale: {choices: [[1]]}}",
+        "{output.name: [0, 1]}",
+        "{3: [0, 1]}",
+    ],
+)
+def test_what_is_no_space(recipe: Path, space: str) -> None:
+    recipe.write_text(RECIPE + f"search: {space}\n")
+    with pytest.raises(InvalidRecipeError, match=r"best\.yaml, line 4, key 'search"):
+        load_search(recipe)
+
+
+def test_what_was_tried_survives(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    Tried(path).add("a", {"x": 1}, {"f": 0.1})
+    path.write_text(path.read_text() + "rubbish\n[]\n")
+    again = Tried(path)
+    assert again.get("a") == {"f": 0.1}
+    assert again.get("b") is None
+
+
+def test_the_command_draws_the_curve(workspace: Workspace, recipe: Path) -> None:
+    plot = recipe.with_name("curve.svg")
+    words = ["search-weights", str(recipe), "--budget", "4", "--objective", "retained"]
+    done = CliRunner().invoke(app, [*words, "--plot", str(plot), "--json"])
+    assert done.exit_code == 0, done.stderr
+    body = json.loads(done.stdout)["result"]
+    assert body["best"] == max(t["value"] for t in body["trials"])
+    assert "trial 4" in plot.read_text()
+    done = CliRunner().invoke(app, [*words, "--plot", "curve.png"])
+    assert done.exit_code == 2
+
+
+def test_without_optuna(
+    workspace: Workspace, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UsageError) as caught:
+        workspace.search_weights(recipe, "factors")
+    assert "lorahub-kit[search]" in (caught.value.hint or "")

@@ -1,0 +1,169 @@
+"""The application in a real terminal, and as a web page: keys sent, the screen captured."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lorahub.workspace import Workspace
+from tests.conftest import EXAMPLES, ROOT
+
+WALK = ROOT / "examples" / "walkthrough.txt"
+PATIENCE = 90.0
+
+
+@pytest.fixture
+def terminal(home: Path) -> Iterator[Tmux]:
+    """A tmux server of our own with one terminal of 120 by 36."""
+    if shutil.which("tmux") is None:
+        pytest.skip("tmux is not installed")
+    with Workspace.open(home) as workspace:
+        workspace.pull([str(EXAMPLES / n) for n in ("languages", "packages")])
+    tmux = Tmux(home)
+    yield tmux
+    tmux("kill-server", check=False)
+
+
+class Tmux:
+    """A terminal multiplexer that types and reads."""
+
+    def __init__(self, home: Path) -> None:
+        self._socket = f"lorahub-{uuid.uuid4().hex[:8]}"
+        env = ["-e", f"LORAHUB_HOME={home}", "-e", "OMP_NUM_THREADS=1"]
+        words = [sys.executable, "-m", "lorahub"]
+        self("-f", "/dev/null", "new-session", "-d", "-x", "120", "-y", "36", *env, *words)
+
+    def __call__(self, *words: str, check: bool = True) -> str:
+        return subprocess.run(
+            ["tmux", "-L", self._socket, *words],
+            check=check, capture_output=True, text=True, cwd=ROOT,
+            env={k: v for k, v in os.environ.items() if k not in {"COLUMNS", "LINES"}},
+        ).stdout  # fmt: skip
+
+    def press(self, *keys: str) -> None:
+        self("send-keys", *keys)
+
+    @property
+    def screen(self) -> str:
+        return self("capture-pane", "-p", check=False)
+
+    def until(self, text: str) -> None:
+        end = time.monotonic() + PATIENCE
+        while text not in self.screen:
+            assert time.monotonic() < end, f"no '{text}' in\n{self.screen}"
+            time.sleep(0.05)
+
+
+def test_walkthrough(terminal: Tmux, home: Path) -> None:
+    """The recorded walk: every line sends keys, or waits for what they bring."""
+    for line in WALK.read_text(encoding="utf-8").splitlines():
+        kind, _, rest = line.partition(" ")
+        if kind == "keys":
+            terminal.press(*rest.split())
+        elif kind == "type":
+            terminal.press("-l", rest)
+        elif kind == "see":
+            terminal.until(rest)
+    with Workspace.open(home) as workspace:
+        assert workspace.get("walked").method == "svd"
+
+
+def test_killed_terminal_leaves_a_state_to_come_back_to(terminal: Tmux, home: Path) -> None:
+    terminal.until("languages")
+    terminal.press("Space")
+    terminal.until("Basket 1: languages")
+    terminal("kill-server")
+    again = Tmux(home)
+    try:
+        again.until("Basket 1: languages")
+        again.press("q")
+    finally:
+        again("kill-server", check=False)
+
+
+def test_plain_lorahub_in_a_pipe_is_help(home: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lorahub"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "tui" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "lorahub", "tui"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "needs a terminal" in done.stderr
+
+
+def test_web_page_needs_the_token(home: Path) -> None:
+    pytest.importorskip("textual_serve")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "lorahub", "tui", "--web"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
+    )  # fmt: skip
+    try:
+        assert child.stderr is not None
+        line = child.stderr.readline()
+        assert "http://127.0.0.1:" in line, line
+        address = line.split()[1]
+        place, _, token = address.removeprefix("http://").partition("/?token=")
+        status, _, _ = _get(place, "/")
+        assert status == 403
+        status, _, _ = _get(place, "/?token=wrong")
+        assert status == 403
+        status, page, cookie = _get(place, f"/?token={token}")
+        assert status == 200
+        assert "lorahub" in page
+        assert _get(place, "/ws")[0] == 403
+        assert _get(place, "/static/js/textual.js", cookie)[0] == 200
+        assert _get(place, "/static/js/textual.js")[0] == 403
+        assert b"The catalog is empty" in asyncio.run(_painted(place, cookie))
+    finally:
+        child.send_signal(signal.SIGINT)
+        child.communicate(timeout=PATIENCE)
+
+
+async def _painted(place: str, cookie: str) -> bytes:
+    """What a browser's terminal is sent until the first screen is there."""
+    import aiohttp
+
+    seen, address = b"", f"http://{place}/ws?width=100&height=30"
+    async with (
+        aiohttp.ClientSession(headers={"Cookie": cookie}) as session,
+        session.ws_connect(address) as socket,
+        asyncio.timeout(PATIENCE),
+    ):
+        while b"The catalog is empty" not in seen:
+            message = await socket.receive()
+            assert message.type in {aiohttp.WSMsgType.BINARY, aiohttp.WSMsgType.TEXT}, message
+            seen += message.data if isinstance(message.data, bytes) else message.data.encode()
+    return seen
+
+
+def _get(place: str, path: str, cookie: str = "") -> tuple[int, str, str]:
+    connection = http.client.HTTPConnection(place, timeout=PATIENCE)
+    end = time.monotonic() + PATIENCE
+    while True:  # the address is printed just before the server listens
+        try:
+            connection.connect()
+            break
+        except ConnectionRefusedError:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    try:
+        connection.request("GET", path, headers={"Cookie": cookie} if cookie else {})
+        answer = connection.getresponse()
+        given = (answer.getheader("Set-Cookie") or "").partition(";")[0]
+        return answer.status, answer.read().decode(errors="replace"), given
+    finally:
+        connection.close()
