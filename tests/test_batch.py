@@ -105,8 +105,7 @@ def test_resuming_replaces_nothing_but_merges(workspace: Workspace) -> None:
     assert isinstance(outcome.error, ConflictError)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_a_failure_stops_only_what_needs_it(workspace: Workspace, jobs: int) -> None:
+def test_a_failure_stops_only_what_needs_it(workspace: Workspace) -> None:
     recipes = [
         recipe("bad", "nowhere"),
         recipe("needs-bad", "bad"),
@@ -114,7 +113,7 @@ def test_a_failure_stops_only_what_needs_it(workspace: Workspace, jobs: int) -> 
         recipe("tight", verify={"truncation": 0.0}, parameters={"rank": 1}),
     ]
     warnings: list[Event] = []
-    found = {o.name: o for o in workspace.batch(recipes, jobs=jobs, listener=warnings.append)}
+    found = {o.name: o for o in workspace.batch(recipes, listener=warnings.append)}
     assert states(found.values()) == {
         "bad": "failed",
         "needs-bad": "skipped",
@@ -173,7 +172,12 @@ def test_the_same_bytes_whatever_jobs_and_order(
     here = contents(workspace.config.adapters)
     with Workspace.open(tmp_path / "others") as others:
         others.pull([str(tmp_path / name) for name in ("one", "two")])
-        assert set(states(others.batch(recipes[::-1], jobs=2)).values()) == {"merged"}
+        begun = others.batch(recipes[::-1], jobs=2)
+        next(begun)
+        begun.close()  # as Ctrl-C does: what is under way is interrupted, and leaves nothing
+        assert not list(others.config.adapters.glob(".*"))
+        assert {run.state for run in others.catalog.runs()} <= {"finished", "interrupted"}
+        assert set(states(others.batch(recipes[::-1], jobs=2)).values()) == {"merged", "unchanged"}
         assert contents(others.config.adapters) == here
     monkeypatch.setattr("lorahub.engine.batches.CPU_BATCH_BYTES", 1)
     with Workspace.open(tmp_path / "small") as small:
@@ -246,14 +250,17 @@ def test_killed_and_resumed(home: Path, folder: Path, monkeypatch: pytest.Monkey
 
 def test_what_a_killed_worker_was_doing_begins_again(workspace: Workspace) -> None:
     recipes = numbered(6)
-    outcomes = workspace.batch(recipes, jobs=2)
+    failing = [recipe("needs-bad", "bad"), recipe("bad", "nowhere")]
+    outcomes = workspace.batch(recipes + failing, jobs=2)
     first = next(outcomes)
     assert first.state == "merged"
     for child in _children():
         os.kill(child, signal.SIGKILL)
     rest = list(outcomes)
-    assert len(rest) == 5
-    assert {o.state for o in rest} <= {"merged", "unchanged"}
+    failed = {o.name: o for o in rest if o.error is not None}
+    assert states(failed.values()) == {"bad": "failed", "needs-bad": "skipped"}
+    assert isinstance(failed["bad"].error, NotFoundError)
+    assert {o.name for o in rest} | {first.name} == {f"m{i}" for i in range(6)} | set(failed)
     assert set(states(workspace.batch(recipes)).values()) == {"unchanged"}
     assert not workspace.catalog.check()
 

@@ -22,6 +22,8 @@ from lorahub.workspace.recipes import Recipes
 from store import Catalog
 
 if TYPE_CHECKING:
+    from multiprocessing.synchronize import Event
+
     from lorahub.batch import Forecast, Item, Outcome
     from lorahub.recipe import Recipe
 
@@ -193,12 +195,13 @@ class Batches(Recipes):
         resume: bool,
         device: str,
         workers: int | None,
+        listener: Listener,
     ) -> Merged:
-        plan = self._plan(item.recipe, find, ignore)
+        plan = self._plan(item.recipe, find, listener)
 
         def merge(*, force: bool) -> Merged:
             return merger.merge(
-                item.recipe, plan, device=device, workers=workers, force=force, listener=ignore
+                item.recipe, plan, device=device, workers=workers, force=force, listener=listener
             )
 
         for last in (False, False, True):
@@ -221,7 +224,7 @@ def _spread(
     items: Sequence[Item],
     hindered: Callable[[Item], Outcome | None],
     jobs: int,
-    start: Callable[[], None],
+    start: Callable[[Event], None],
 ) -> Generator[Outcome, None, None]:
     """Merge in ``jobs`` processes, each item after what it needs.
 
@@ -235,11 +238,13 @@ def _spread(
     done: set[str] = set()
     lost: Counter[str] = Counter()
     pool: ProcessPoolExecutor | None = None
+    context = get_context("spawn")
+    stop = context.Event()
     try:
         while waiting or running:
             broken, blocked = False, []
             if pool is None:
-                pool = ProcessPoolExecutor(jobs, get_context("spawn"), start)
+                pool = ProcessPoolExecutor(jobs, context, start, (stop,))
             while waiting and len(running) < 2 * jobs and not broken:
                 item = waiting.pop()
                 outcome = hindered(item)
@@ -276,6 +281,7 @@ def _spread(
                 pool.shutdown(wait=False)
                 pool = None
     finally:
+        stop.set()
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -290,8 +296,10 @@ class _One:
         resume: bool,
         device: str,
         workers: int | None,
+        listener: Listener = ignore,
     ) -> None:
         self._workspace = workspace
+        self._listener = listener
         self._merger = Merger(workspace.config, workspace.catalog)
         self._find = find
         self._resume, self._device, self._workers = resume, device, workers
@@ -308,6 +316,7 @@ class _One:
                 resume=self._resume,
                 device=self._device,
                 workers=self._workers,
+                listener=self._listener,
             )
         except LorahubError as error:
             seconds = time.perf_counter() - start
@@ -327,23 +336,34 @@ class _One:
 _worker: _One | None = None
 
 
-def _start(config: Config, made: set[str], resume: bool, device: str) -> None:
-    """Make a process ready to merge, with one thread."""
+def _start(config: Config, made: set[str], resume: bool, device: str, stop: Event) -> None:
+    """Make a process ready to merge, with one thread, until ``stop`` is set."""
     import signal
 
     import torch
 
     global _worker
-    # Ctrl-C reaches every process of a terminal; the first one ends the others.
+    # Ctrl-C reaches every process of a terminal; the first one stops the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     workspace = Batches(config, Catalog.open(config.database))
-    _worker = _One(workspace, workspace._remembering(made, ignore), resume, device, 1)  # noqa: SLF001
+    find = workspace._remembering(made, ignore)  # noqa: SLF001
+    _worker = _One(workspace, find, resume, device, 1, _until(stop))
 
 
 def _merge(item: Item) -> Outcome:
     assert _worker is not None
     return _worker(item)
+
+
+def _until(stop: Event) -> Listener:
+    """A listener that interrupts the work once ``stop`` is set."""
+
+    def listen(_: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+
+    return listen
 
 
 def _only_warnings(listener: Listener) -> Listener:

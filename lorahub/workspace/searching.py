@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,14 +153,13 @@ class _Run:
 
     def tidy(self) -> None:
         """Remove the result of the last trial."""
-        catalog = self._workspace.catalog
+        from lorahub.output import remove_folder
+
+        catalog, config = self._workspace.catalog, self._workspace.config
         found = catalog.by_name(self._trial)
-        if (
-            found is not None
-            and found.origin.folder == self._workspace.config.adapters / self._trial
-        ):
+        if found is not None and found.origin.folder == config.adapters / self._trial:
             catalog.remove(found.id)
-            shutil.rmtree(found.origin.folder, ignore_errors=True)
+            remove_folder(found.origin.folder, config.home / "locks")
 
     def _merge(self, recipe: Recipe) -> Adapter:
         from lorahub.batch import Item
@@ -174,6 +172,7 @@ class _Run:
             resume=True,
             device=self._device,
             workers=None,
+            listener=ignore,
         )
         return merged.adapter
 
