@@ -432,6 +432,15 @@ def test_a_budget_that_cannot_be_met(budget: int, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("names", [["packages"], ["packages", "manuals"]])
+@pytest.mark.parametrize("target", [{"ratio": 1e6}, {"ratio": 1e300}, {"bytes_budget": 100}])
+def test_a_target_below_any_value(names: list[str], target: dict[str, Any], tmp_path: Path) -> None:
+    adapters = [example(name) for name in names]
+    with pytest.raises(UsageError, match="nothing would be left of them"):
+        pack(adapters, tmp_path / "a.mos", **target)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "target",
     [{"ratio": 0}, {"ratio": -1}, {"ratio": math.nan}, {"bytes_budget": 0}, {"error": 0.0},

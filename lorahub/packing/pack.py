@@ -93,7 +93,7 @@ def pack(
     _check(adapters, ratio, bytes_budget, error)
     parameters = sum(a.info.parameters for a in adapters)
     if ratio is not None:
-        bytes_budget = int(parameters * BF16_BYTES / ratio)
+        bytes_budget = max(1, int(parameters * BF16_BYTES / ratio))
     lossless = _lossless(adapters)
     enough = len(lossless) <= bytes_budget if bytes_budget is not None else error is None
     if enough:

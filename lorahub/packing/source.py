@@ -71,7 +71,8 @@ class Source:
             encoding = waterfill.encode(self.deltas, self.steps(factor), [None] * len(self.deltas))
             reached = relative(encoding.errors.sum(), self.energy)
             if share is not None:
-                over = math.log(len(waterfill_fields(encoding.coded, ())[1]) / share)
+                size = len(waterfill_fields(encoding.coded, ())[1])
+                over = math.log(max(size, 1) / share)
             else:
                 over = math.log(max(reached, EXACT) / (error or 1.0))
             return over, (factor, reached)
