@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -202,3 +203,17 @@ def test_members_of_a_pack_are_references(workspace: Workspace, tmp_path: Path) 
     assert isinstance(missing.error, NotFoundError)
     (gone,) = workspace.pull([f"{tmp_path}/gone.mos#x"])
     assert isinstance(gone.error, NotFoundError)
+
+
+def test_a_folder_here_does_not_stand_in_for_a_catalog_name(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(EXAMPLES / "manuals", tmp_path / "here" / "packages")
+    monkeypatch.chdir(tmp_path / "here")
+    merged = merge(workspace, "cat")
+    assert [p.content_hash for p in merged.record.parents] == [
+        workspace.get(name).info.content_hash for name in NAMES
+    ]
+    shutil.copytree(EXAMPLES / "manuals", tmp_path / "here" / "unknown")
+    merged = merge(workspace, "cat", sources=[{"adapter": "unknown"}], output={"name": "n"})
+    assert workspace.get("unknown").origin.folder == tmp_path / "here" / "unknown"

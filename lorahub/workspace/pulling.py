@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from lorahub.adapter import Adapter, Reference
 from lorahub.events import Listener, ignore
@@ -57,11 +58,13 @@ class Pulling(Finding):
 
     def _source(self, text: str, listener: Listener) -> Adapter:
         reference = Reference.parse(self.config.expand(text))
-        if not (reference.is_path or reference.pack or is_folder(reference)):
+        if not (reference.is_path or reference.pack):
             found = find(self.catalog, reference)
-            if found is not None:
+            here = Path(reference.text).absolute() if is_folder(reference) else None
+            # What came from the folder of that name may have changed since: it is looked at anew.
+            if found is not None and found.origin.folder != here:
                 return found
-            if reference.repo_id is None:
+            if reference.repo_id is None and here is None:
                 return self.get(text)
         (pulled,) = self.pull([text], listener=listener)
         if pulled.error is not None:
