@@ -64,9 +64,13 @@ def _span(name: str, text: str | None, number: Callable[[str], float], hint: str
     try:
         if not dots:
             return number(low), number(low)
-        return number(low) if low else None, number(high) if high else None
+        least = number(low) if low else None
+        most = number(high) if high else None
     except (ValueError, InvalidRecipeError) as error:
         raise UsageError(f"--{name} '{text}' is no range", hint=hint) from error
+    if least is not None and most is not None and least > most:
+        raise UsageError(f"--{name} '{text}' ends before it begins", hint=hint)
+    return least, most
 
 
 def _whole(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,10 @@ def test_figures_from_factors_are_those_of_the_deltas(workspace: Workspace, tmp_
     cosine = torch.cosine_similarity(merged, one, dim=0)
     assert figures["alignment.one"] == pytest.approx(float(cosine), abs=1e-5)
     assert figures["retained"] == min(figures["retained.one"], figures["retained.two"])
+    # A copy under another name changes no name of a figure.
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    workspace.pull([str(tmp_path / "copy")])
+    assert score(workspace, "factors") == figures
     with pytest.raises(UsageError, match="'one' is not the result of a merge"):
         score(workspace, "factors", "one")
 

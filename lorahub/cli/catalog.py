@@ -90,7 +90,9 @@ def ls(
         _print_rows(rows, workspace, as_json=as_json)
         if total > offset + len(rows):
             sink.note(f"{len(rows)} of {total}; more with --offset {offset + len(rows)}")
-        if total == 0:
+        if total == 0 and workspace.count():
+            sink.note("nothing matches; `lorahub ls --facets` counts what there is")
+        elif total == 0:
             sink.note("nothing here: `lorahub pull REF` brings adapters in")
 
 

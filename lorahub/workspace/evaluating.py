@@ -105,8 +105,10 @@ class Evaluating(Pulling):
         compared = compare([adapter, *unique])
         norms = {n.adapter: n.norm for n in compared.norms}
         cosines = {(p.one, p.other): p.cosine for p in compared.pairs}
-        for p in unique:
-            figures[f"alignment.{p.name}"] = cosines[adapter.name, p.name]
+        figures |= {
+            f"alignment.{source.reference}": cosines[adapter.name, p.name]
+            for source, p in zip(record.parents, parents, strict=True)
+        }
         mean = (sum(norms[p.name] ** 2 for p in parents) / len(parents)) ** 0.5
         figures["drift"] = norms[adapter.name] / mean if mean else 0.0
         between = {
