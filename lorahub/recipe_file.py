@@ -203,7 +203,10 @@ def _text(path: Path) -> bytes:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise InvalidRecipeError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InvalidRecipeError(
+            f"{path}: cannot be read ({error.strerror})",
+            hint="check the path; `lorahub recipes new FILE` writes a recipe",
+        ) from error
     if len(raw) > MAX_BYTES:
         raise InvalidRecipeError(f"{path}: {len(raw)} bytes are too many for a recipe")
     return raw

@@ -360,3 +360,33 @@ def test_pull_merge_push_and_pull_again(hub: Any, home: Path, tmp_path: Path) ->
     assert shown["method"] == "svd"
     local = Path(json.loads(ok("show", "m", "--json"))["origin"]["folder"])
     assert files["adapter_model.safetensors"] == (local / "adapter_model.safetensors").read_bytes()
+
+
+def test_each_of_several_failures_is_named_once_and_says_what_to_do(
+    home: Path, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = call("pull", EXAMPLES / "packages", f"{empty}/", "nobody")
+    assert done.returncode == ExitCode.PARTIAL
+    assert done.stderr.splitlines() == [
+        f"error: {empty}: is not an adapter: it has no adapter_model.safetensors",
+        "hint: name the folder that holds adapter_config.json and adapter_model.safetensors",
+        "error: 'nobody' is neither a folder nor a Hub repository",
+        "hint: a repository is owner/name[@revision]; start a folder with ./ or /",
+        "1 added, 2 failed",
+    ]
+    rows = json.loads(call("pull", empty, EXAMPLES / "packages", "--json").stdout)["result"]
+    assert rows[0]["error"]["hint"].startswith("name the folder")
+    assert rows[1]["error"] is None
+
+
+def test_a_recipe_stands_alone(filled: Path, tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    ok("recipes", "new", file, "languages", "packages", "--method", "cat")
+    done = call("merge", file, "packages", "--name", "r")
+    assert done.returncode == ExitCode.USAGE
+    assert "a recipe stands alone" in done.stderr
+    missing = call("merge", tmp_path / "nope.yaml")
+    assert missing.returncode == ExitCode.INVALID
+    assert "lorahub recipes new" in missing.stderr

@@ -133,5 +133,5 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "rank": outcome.rank,
         "truncation": outcome.truncation,
         "retained": outcome.retained,
-        "error": error and {"code": error.code, "message": error.message, "hint": error.hint},
+        "error": error and sink.plain_error(error),
     }

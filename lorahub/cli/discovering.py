@@ -85,7 +85,7 @@ def _print_found(found: tuple[Discovered, ...], *, as_json: bool) -> None:
 def _plain(found: Discovered) -> dict[str, Any]:
     body: dict[str, Any] = sink.plain(found.listed)
     body["outline"] = sink.plain(found.outline)
-    body["error"] = found.error and {"code": found.error.code, "message": found.error.message}
+    body["error"] = found.error and sink.plain_error(found.error)
     body["name"] = found.name
     return body
 
@@ -144,7 +144,7 @@ def update(
             raise failed[0].error
         for u in failed:
             assert u.error is not None
-            sink.note(f"error: {u.adapter.name}: {u.error.message}")
+            sink.failure(u.adapter.name, u.error)
         if failed:
             raise typer.Exit(ExitCode.PARTIAL)
         if not updates:
@@ -171,7 +171,7 @@ def _print_updates(updates: tuple[Update, ...], *, as_json: bool) -> None:
 
 def _plain_update(update: Update) -> dict[str, Any]:
     body: dict[str, Any] = sink.plain(update)
-    body["error"] = update.error and {"code": update.error.code, "message": update.error.message}
+    body["error"] = update.error and sink.plain_error(update.error)
     return body
 
 

@@ -38,7 +38,7 @@ def evaluate(
             raise failed[0]
         status = "ok" if not failed else "partial" if len(failed) < len(found) else "error"
         rows = [
-            {"name": name, "figures": None, "error": {"code": f.code, "message": f.message}}
+            {"name": name, "figures": None, "error": sink.plain_error(f)}
             if isinstance(f, LorahubError)
             else {"name": name, "figures": f, "error": None}
             for name, f in found

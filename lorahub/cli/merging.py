@@ -245,7 +245,13 @@ def _recipe(
     parameters = {k: v for k, v in parameters.items() if v is not None}
     where = {"name": name, "folder": output and output.absolute()}
     where = {k: v for k, v in where.items() if v is not None}
-    if len(sources) == 1 and re.search(r"\.ya?ml$", sources[0]):
+    files = [s for s in sources if re.search(r"\.ya?ml$", s)]
+    if files and len(sources) > 1:
+        raise UsageError(
+            f"{files[0]}: a recipe stands alone",
+            hint="write all sources into it, or run `lorahub batch` for several recipes",
+        )
+    if files:
         recipe = load_recipe(Path(sources[0]))
         asked = [k for k, v in options.items() if v not in (None, 0)] + list(parameters)
         asked += ["weights-for"] if weights_for else []

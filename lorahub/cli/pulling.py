@@ -86,7 +86,7 @@ def report(pulled: tuple[Pulled, ...], *, as_json: bool, events: bool = False) -
                 "name": p.adapter.name if p.adapter else None,
                 "revision": p.adapter.origin.revision if p.adapter else None,
                 "content_hash": p.adapter.info.content_hash if p.adapter else None,
-                "error": {"code": p.error.code, "message": p.error.message} if p.error else None,
+                "error": p.error and sink.plain_error(p.error),
             }
             for p in pulled
         ]
@@ -99,9 +99,7 @@ def report(pulled: tuple[Pulled, ...], *, as_json: bool, events: bool = False) -
             info = p.adapter.info
             sink.print_text(f"{p.adapter.name}\t{p.state}\t{len(info.modules)} modules")
         if p.error is not None:
-            sink.note(f"error: {p.reference}: {p.error.message}")
-            if p.error.hint:
-                sink.note(f"hint: {p.error.hint}")
+            sink.failure(p.reference, p.error)
     if len(pulled) > 1:
         counts = Counter(p.state for p in pulled)
         sink.note(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))

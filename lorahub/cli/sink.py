@@ -67,6 +67,19 @@ def note(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
+def plain_error(error: LorahubError) -> dict[str, str | None]:
+    """An error for JSON."""
+    return {"code": error.code, "message": error.message, "hint": error.hint}
+
+
+def failure(name: str, error: LorahubError) -> None:
+    """One of several that failed, named once, and what to do about it."""
+    named = error.message.strip("'").startswith(name.rstrip("/"))
+    note(f"error: {error.message if named else f'{name}: {error.message}'}")
+    if error.hint:
+        note(f"hint: {error.hint}")
+
+
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table on a terminal, tab-separated values with a header line in a pipe."""
     cells = [["-" if c is None or c == "" else str(c) for c in row] for row in rows]
@@ -107,10 +120,8 @@ def size(count: int) -> str:
 def fail(error: LorahubError, command: str, *, as_json: bool) -> NoReturn:
     """Print an error and leave with its exit code."""
     if as_json:
-        body = {"code": error.code, "message": error.message, "hint": error.hint}
-        print_json(
-            {"version": ENVELOPE_VERSION, "command": command, "status": "error", "error": body}
-        )
+        body = {"version": ENVELOPE_VERSION, "command": command, "status": "error"}
+        print_json(body | {"error": plain_error(error)})
     note(f"error: {error.message}")
     if error.hint:
         note(f"hint: {error.hint}")
