@@ -18,6 +18,10 @@ CASES = {
     "svd": ({"rank": RANK}, None),
     "lego": ({"rank": RANK}, None),
     "welore": ({}, f"rank {RANK}"),
+    "iso_c": ({"rank": RANK}, None),
+    "tsv": ({"rank": RANK}, None),
+    "knots": ({"rank": RANK}, None),
+    "iso_cts": ({"rank": RANK}, None),
 }
 
 

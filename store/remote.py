@@ -10,7 +10,7 @@ from sqlalchemy import select
 from lorahub.adapter import Outline
 from store.database import Database
 from store.models import adapter_table, outline_table
-from store.session import insert_missing
+from store.session import insert_new
 from store.values import HubAdapter
 
 Commit = tuple[str, str]
@@ -55,7 +55,7 @@ class Remote(Database):
             for (repo_id, revision), outline in known.items()
         ]
         with self._write() as connection:
-            insert_missing(connection, outline_table, rows)
+            insert_new(connection, outline_table, rows)
 
     def hub_adapters(self) -> list[HubAdapter]:
         """Every adapter that was pulled from a Hub, newest first."""

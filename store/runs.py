@@ -140,6 +140,13 @@ class Runs(Database):
         with self._read() as connection:
             return tuple(connection.execute(query).scalars())
 
+    def child_counts(self, adapter_ids: Sequence[int]) -> dict[int, int]:
+        """How many adapters were merged from each of these; those without any are left out."""
+        parent = lineage_table.c.parent_id
+        query = select(parent, func.count()).where(parent.in_(adapter_ids)).group_by(parent)
+        with self._read() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
+
 
 def _alive(pid: int) -> bool:
     try:

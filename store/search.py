@@ -8,10 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import count
 
-from sqlalchemy import Connection, RowMapping, select, text
+from sqlalchemy import Connection, RowMapping, func, select, text
 
 from store.models import adapter_table, text_table, word_table
-from store.session import insert_missing
+from store.session import insert_new
 
 _FIELDS = ("name", "base", "tags", "targets", "card")
 # What a hit in each field counts. PostgreSQL has four classes of weights, A to D.
@@ -25,6 +25,7 @@ _LONGEST_WORD = 40
 
 _WORD = re.compile(r"[^\W_]+")
 _KEPT_LENGTHS = range(3, 31)
+_COMMON = 1000
 
 
 def fold(words: str) -> str:
@@ -137,7 +138,7 @@ def _write(connection: Connection, adapter_id: int, document: dict[str, str]) ->
     kept = {w for some in words for w in some if len(w) in _KEPT_LENGTHS and not w.isdigit()}
     if kept:
         rows = [{"length": len(w), "word": w} for w in sorted(kept)]
-        insert_missing(connection, word_table, rows)
+        insert_new(connection, word_table, rows)
 
 
 def _tsvector(words: Sequence[Sequence[str]]) -> str:
@@ -164,14 +165,15 @@ def _match(connection: Connection, terms: Sequence[str], *, prefix: bool = True)
 
 
 def _frequency(connection: Connection, term: str, *, prefix: bool) -> int:
-    """How many adapters have a word."""
+    """How many adapters have a word, up to a number that tells it is common."""
     match = _match(connection, [term], prefix=prefix)
     where = (
         "adapters_fts MATCH :match"
         if connection.dialect.name == "sqlite"
         else "document @@ CAST(:match AS tsquery)"
     )
-    query = f"SELECT count(*) FROM adapters_fts WHERE {where}"  # noqa: S608
+    some = f"SELECT 1 FROM adapters_fts WHERE {where} LIMIT {_COMMON}"  # noqa: S608
+    query = f"SELECT count(*) FROM ({some}) AS hit"  # noqa: S608
     count: int = connection.execute(text(query), {"match": match}).scalar_one()
     return count
 
@@ -182,9 +184,9 @@ def _nearest(connection: Connection, term: str) -> str | None:
 
     wrong = min(len(term) // 3, 2)
     lengths = word_table.c.length.between(len(term) - wrong, len(term) + wrong)
-    words = connection.execute(select(word_table.c.word).where(lengths)).scalars().all()
+    # As one text: tens of thousands of rows would take longer than all the rest.
+    joined = select(func.aggregate_strings(word_table.c.word, " ")).where(lengths)
+    words = (connection.execute(joined).scalar() or "").split()
     near = process.extract(term, words, scorer=OSA.distance, score_cutoff=wrong, limit=5)
-    rated = [
-        (distance, -_frequency(connection, word, prefix=False), word) for word, distance, _ in near
-    ]
+    rated = [(d, -_frequency(connection, word, prefix=False), word) for word, d, _ in near]
     return min((r for r in rated if r[1]), default=(0, 0, None))[2]

@@ -82,6 +82,19 @@ def _server(url: URL) -> Engine:
         ) from error
 
 
+def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows, within a transaction; those whose key is there already are left out."""
+    # Only the dialect in use is imported: the other would add a tenth to every start.
+    if connection.dialect.name == "sqlite":
+        from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+        connection.execute(sqlite_insert(table).on_conflict_do_nothing(), rows)
+    else:
+        from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+
+        connection.execute(postgresql_insert(table).on_conflict_do_nothing(), rows)
+
+
 def _file(engine: Engine) -> Path | None:
     url = engine.url
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
@@ -194,16 +207,3 @@ def translated(engine: Engine) -> Iterator[None]:
                 hint="free some space, or set LORAHUB_HOME to a folder you may write to",
             ) from error
         raise CatalogError(f"{where}: {text}") from error
-
-
-def insert_missing(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert the rows whose keys are not there yet."""
-    # Either dialect costs a tenth of what `lorahub ls` takes; only one is ever needed.
-    if connection.dialect.name == "postgresql":
-        from sqlalchemy.dialects.postgresql import insert as pg_insert
-
-        connection.execute(pg_insert(table).on_conflict_do_nothing(), rows)
-    else:
-        from sqlalchemy.dialects.sqlite import insert
-
-        connection.execute(insert(table).on_conflict_do_nothing(), rows)

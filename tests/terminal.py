@@ -38,16 +38,15 @@ class Terminal:
 
     async def idle(self) -> None:
         """Wait until no worker but the watch over jobs runs and every message is handled."""
-        while True:
+        quiet = 0
+        while quiet < 2:
             await self.pilot.pause()
             busy = [
                 w for w in self.app.workers
                 if w.state in {WorkerState.PENDING, WorkerState.RUNNING} and w.name != "_watch_jobs"
             ]  # fmt: skip
-            if not busy:
-                break
+            quiet = 0 if busy else quiet + 1
             await asyncio.sleep(0.005)
-        await self.pilot.pause()
 
     async def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
         """Wait for what another process does; fail with the screen if it does not come."""
@@ -89,8 +88,10 @@ class Terminal:
         return console.export_text()
 
 
-def run(home: Path, scenario: Scenario, size: tuple[int, int] = WIDE) -> LorahubApp:
-    """Run a scenario on the application over a data folder."""
+def run(
+    home: Path, scenario: Scenario, size: tuple[int, int] = WIDE, *, defects: bool = False
+) -> LorahubApp:
+    """Run a scenario on the application over a data folder; ``defects`` may show where expected."""
 
     async def main() -> LorahubApp:
         with Workspace.open(home) as workspace:
@@ -99,6 +100,7 @@ def run(home: Path, scenario: Scenario, size: tuple[int, int] = WIDE) -> Lorahub
                 terminal = Terminal(app, pilot)
                 await terminal.idle()
                 await scenario(terminal)
+                assert defects or "defect of lorahub" not in terminal.said, terminal.said
             return app
 
     return asyncio.run(main())

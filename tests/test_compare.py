@@ -172,7 +172,9 @@ def test_layer_and_type_of_a_name(module: str, parts: tuple[str, str]) -> None:
     assert split_name(module) == parts
 
 
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.integers(0, 2**31), st.floats(0.01, 100))
 def test_how_a_delta_is_split_into_factors_changes_nothing(
     tmp_path: Path, seed: int, size: float

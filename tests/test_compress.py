@@ -762,7 +762,7 @@ def test_chart_is_svg_with_a_bar_per_weight(small: Path) -> None:
     ]
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.text())
 def test_chart_escapes_names(name: str) -> None:
     text = "".join(c for c in name if c.isprintable())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lorahub import formats
-from lorahub.adapter import AdapterInfo
+from lorahub.adapter import AdapterInfo, Confidence
+from lorahub.bases import identify
 from lorahub.errors import InvalidAdapterError, UnsupportedAdapterError
 from lorahub.formats import foreign, peft
 from lorahub.formats.safetensors import Header, TensorEntry
@@ -168,3 +170,53 @@ def _read(folder: Path, row: dict[str, object], config: dict[str, object]) -> st
     alpha = row["lora_alpha"] if isinstance(row["lora_alpha"], (int, float)) else 8
     assert module.scaling == pytest.approx(alpha / rank)
     return "lora"
+
+
+# By hand, from the configs' own texts: PEFT type, rank of the one module (0: none, it is no LoRA),
+# its scaling, codes of refusals, base model as canonical, and how sure that is.
+CERTAIN, LIKELY, GUESS, UNKNOWN = Confidence
+CONFIGS = {
+    "001": ("LORA", 4, 1.0, [], "google/gemma-3-270m-it", CERTAIN),
+    "003": ("LORA", 8, 2.0, [], "Qwen/Qwen2.5-VL-3B-Instruct", CERTAIN),
+    "005": ("LORA", 16, 1.0, [], "alignment-handbook/zephyr-7b-sft-full", LIKELY),
+    "010": ("LORA", 8, 2.0, [], "google/gemma-3-270m", GUESS),
+    "014": ("LORA", 8, 2.0, [], "distilbert/distilbert-base-uncased", CERTAIN),
+    "018": ("LORA", 32, 1.0, [], None, UNKNOWN),
+    "044": ("LORA", 4, 1.0, [], "FacebookAI/roberta-base", CERTAIN),
+    "058": ("PREFIX_TUNING", 0, None, ["peft_type"], "zai-org/chatglm-6b", CERTAIN),
+    "059": ("LORA", 8, 2.0, ["dora"], "Qwen/Qwen2.5-1.5B", CERTAIN),
+    "067": ("LORA", 32, 1.0, [], "google/paligemma-3b-mix-448", GUESS),
+    "084": ("LORA", 16, 1 / 32, [], "bigscience/bloom-560m", CERTAIN),
+    "096": ("LORA", 16, 2.0, [], "google/vit-base-patch16-224", CERTAIN),
+    "099": ("LORA", 8, 2.0, [], "distilbert/distilgpt2", CERTAIN),
+    "122": ("LORA", 16, 1.0, [], "nateraw/vit-age-classifier", GUESS),
+    "123": ("LORA", 8, 2.0, ["enable_lora"], "bigscience/bloom-560m", CERTAIN),
+    "129": ("ADALORA", 0, None, ["peft_type"], None, UNKNOWN),
+    "133": ("BOFT", 0, None, ["peft_type"], None, UNKNOWN),
+    "142": ("IA3", 0, None, ["peft_type"], None, UNKNOWN),
+    "145": ("LOHA", 0, None, ["peft_type"], None, UNKNOWN),
+    "146": ("LOKR", 0, None, ["peft_type"], None, UNKNOWN),
+    "150": ("OSF", 0, None, ["peft_type"], "meta-llama/Llama-3.2-3B", CERTAIN),
+    "153": ("PROMPT_TUNING", 0, None, ["peft_type"], None, UNKNOWN),
+    "165": ("VERA", 0, None, ["peft_type"], None, UNKNOWN),
+    "167": ("LORA", 64, 1.0, ["dora"], "black-forest-labs/FLUX.2-klein-base-4B", CERTAIN),
+}
+
+
+@pytest.mark.parametrize("number", CONFIGS)
+def test_a_config_by_hand(shared_adapters: Path, number: str, tmp_path: Path) -> None:
+    peft_type, rank, scaling, codes, base, confidence = CONFIGS[number]
+    (tmp_path / "adapter_config.json").write_bytes(
+        (shared_adapters / "configs" / f"{number}.json").read_bytes()
+    )
+    config, _ = peft.read_config(tmp_path)
+    weights, made = tmp_path / "adapter_model.safetensors", header(rank or 8)
+    module = peft if peft.is_peft(made, config) else foreign
+    info = module.inspect(weights, made, config)
+    assert (info.format, info.peft_type) == ("peft", peft_type)
+    assert [r.code for r in info.refusals] == codes
+    # The modules are made up, so the base is told by its name alone.
+    found = identify(replace(info, modules=()))
+    assert (found.name, found.confidence) == (base, confidence)
+    if not codes:
+        assert [(m.rank, m.scaling) for m in info.modules] == [(rank, scaling)]

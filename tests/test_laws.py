@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,7 +70,8 @@ def close(found: Tensor, wanted: Tensor, size: float, bound: float = 2e-6) -> bo
 
 
 def size_of(pairs: Sequence[Pair], weights: Sequence[float]) -> float:
-    norms = (abs(w * s) * float((B @ A).norm()) for (B, A, s), w in zip(pairs, weights))
+    """What rounding is relative to: products may cancel, the magnitudes they add up do not."""
+    norms = (abs(w * s) * float((B.abs() @ A.abs()).norm()) for (B, A, s), w in zip(pairs, weights))
     return sum(norms)
 
 
@@ -295,3 +297,41 @@ def test_orthonormal_rows_span_what_is_new(seed: int, width: int, rows: int, kno
     rest = X - (X @ both.mT) @ both
     assert float(rest.norm()) <= 1e-6 * float(X.norm())
     assert len(both) == torch.linalg.matrix_rank(torch.cat([basis, X]), rtol=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
+@pytest.mark.parametrize("size", [(33, 45, 3), (96, 64, 8)])
+def test_no_bit_depends_on_the_batch(method: Method, size: tuple[int, int, int]) -> None:
+    """One module needs the path for dependent columns; some matrices are not aligned."""
+    d_out, d_in, rank = size
+    ranks = [rank] * min(3, method.most_adapters or 3)
+    modules = [make_pairs(seed, d_out, d_in, ranks) for seed in range(4)]
+    modules[1][1] = (modules[1][0][0].clone(), *modules[1][1][1:])
+    ones = [make_stack(pairs, [1.0] * len(ranks)) for pairs in modules]
+    ones = [replace(one, seeds=(i,)) for i, one in enumerate(ones)]
+    together = replace(
+        ones[0],
+        B=torch.cat([one.B for one in ones]),
+        A=torch.cat([one.A for one in ones]),
+        coefficients=torch.cat([one.coefficients for one in ones]),
+        seeds=tuple(range(len(ones))),
+    )
+    for given_rank in (None, rank):
+        parameters = {"rank": given_rank} if "rank" in method.schema.model_fields else {}
+        batch = apply(method, together, **parameters)
+        for i, one in enumerate(ones):
+            alone = apply(method, one, **parameters)
+            assert torch.equal(batch.B[i : i + 1, :, : alone.width], alone.B)
+            assert torch.equal(batch.A[i : i + 1, : alone.width], alone.A)
+
+
+def test_dependent_columns_in_one_module_leave_the_others_their_path() -> None:
+    pairs = make_pairs(0, 40, 48, [4, 4])
+    twins = [pairs[0], (pairs[0][0], *pairs[1][1:])]
+    stacks = [make_stack(p, [1.0, 1.0]) for p in (pairs, twins, pairs)]
+    together = replace(
+        stacks[0],
+        **{n: torch.cat([getattr(s, n) for s in stacks]) for n in ("B", "A", "coefficients")},
+    )
+    mix = lowrank.best_approximation(together, rank=4)
+    assert mix.precise == (False, True, False)

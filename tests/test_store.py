@@ -38,6 +38,7 @@ from lorahub.adapter import (
 from lorahub.errors import CatalogError, ConflictError, LorahubError, StorageError, UsageError
 from lorahub.record import Parent
 from store import AdapterFilter, AdapterSummary, Catalog, RunDraft, migrate
+from store.adapters import insert_rows
 from store.models import metadata
 from store.session import open_engine
 from tests.conftest import ROOT
@@ -791,6 +792,8 @@ def test_reopening_imports_neither_alembic_nor_torch_nor_the_hub(tmp_path: Path)
     loaded = set(json.loads(finish(start(body, path))[0]))
     assert "sqlalchemy" in loaded
     assert not loaded & {"alembic", "filelock", "torch", "huggingface_hub"}
+    body = "say('sqlalchemy.dialects.postgresql' in sys.modules)"
+    assert finish(start(body, path)) == ["False"]
 
 
 def test_making_a_catalog_imports_neither_torch_nor_the_hub(tmp_path: Path) -> None:
@@ -1151,6 +1154,23 @@ def test_a_killed_writer_leaves_whole_adapters(tmp_path: Path) -> None:
                 found = catalog.by_name(row.name)
                 assert found is not None
                 assert len(found.info.modules) == row.modules == 12
+
+
+def test_a_writer_does_not_wait_for_ever_and_a_reader_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("store.session.BUSY_SECONDS", 0.2)
+    path = tmp_path / "catalog.db"
+    with Catalog.open(path) as catalog, Catalog.open(path) as other:
+        one = catalog.add(adapter("one"))
+        with catalog._write() as connection:
+            insert_rows(connection, adapter("two"))
+            assert other.by_name("one") == one
+            assert names(other.adapters()) == ["one"]
+            with pytest.raises(CatalogError, match="locked by another process"):
+                other.add(adapter("three"))
+        assert names(other.adapters()) == ["one", "two"]
+        other.add(adapter("three"))
 
 
 FULL = """

@@ -201,7 +201,7 @@ def test_export_is_one_moment_and_leaves_no_half(tmp_path: Path) -> None:
         assert len([*begun, *exported]) == 4
         file.write_text("before")
         (tmp_path / "sub").mkdir()
-        with pytest.raises(StorageError):
+        with pytest.raises(ConflictError):
             workspace.export_catalog(tmp_path / "sub")
         assert file.read_text() == "before"
         assert workspace.export_catalog(file) == 5

@@ -20,6 +20,7 @@ from tui.actions import ACTIONS, binding_id
 from tui.app import LorahubApp
 from tui.query import parse, toggled
 from tui.screens.browse import BrowseScreen
+from tui.screens.modes import NAMES, _make
 from tui.widgets.paged_table import MOST_PAGES, PAGE, PagedTable
 
 
@@ -247,14 +248,14 @@ def test_removing_asks_and_names_the_command(filled: Path) -> None:
 def test_every_binding_is_an_action_and_is_answered() -> None:
     names = [binding_id(a) for a in ACTIONS]
     assert len(names) == len(set(names))
-    for owner in (LorahubApp, BrowseScreen, PagedTable):
+    owners = {"app": LorahubApp, "table": PagedTable}
+    owners |= {name: type(_make(name)) for name in NAMES}
+    for owner in owners.values():
         for binding in owner.BINDINGS:
             assert binding.id in names
     for action in ACTIONS:
-        owner = {"app": LorahubApp, "browse": BrowseScreen, "table": PagedTable}.get(action.scope)
-        screens = ("browse", "compose", "run", "history", "inspect", "remote")
-        if owner is not None and action.name not in screens:
-            assert callable(getattr(owner, f"do_{action.name}")), action
+        if action.name not in NAMES:
+            assert callable(getattr(owners[action.scope], f"do_{action.name}")), action
 
 
 def test_unforeseen_error_is_shown_and_survived(
@@ -270,7 +271,7 @@ def test_unforeseen_error_is_shown_and_survived(
         await t.press("j", "space")
         assert "Basket 1" in t.screen
 
-    run(filled, scenario)
+    run(filled, scenario, defects=True)
 
 
 def test_queries() -> None:

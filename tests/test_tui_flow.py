@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from textual.widgets import Input, TextArea
+from textual.widgets import Input, Select, TextArea
 
 from lorahub.formats import inspect
 from lorahub.workspace import Workspace
@@ -19,6 +19,7 @@ from tests.terminal import NARROW, WIDE, Terminal, run
 from tui.jobs import Jobs, command, environment
 from tui.screens.compose import ComposeScreen
 from tui.screens.leave import LeaveDialog
+from tui.widgets.paged_table import PagedTable
 
 
 @pytest.fixture
@@ -72,7 +73,12 @@ def test_browse_compose_run_history_export(filled: Path) -> None:
         await t.press("4")
         assert "finished" in t.screen
         assert "method: svd" in t.screen
-        await t.press("1", "slash")
+        await t.press("1")
+        table = t.app.screen.query_one(PagedTable)
+        assert {r.value.summary.name: r.value.children for _, r in table.loaded()} == {
+            "both": 0, "languages": 1, "packages": 1,
+        }  # fmt: skip
+        await t.press("slash")
         await t.type("source:merge")
         await t.press("enter", "e")
         size = (filled / "adapters" / "both" / "adapter_model.safetensors").stat().st_size
@@ -121,6 +127,9 @@ def test_weights_form_yaml_and_undo_are_one_recipe(filled: Path) -> None:
         assert "above the largest possible rank" in t.screen
         await t.press("m")
         assert "above the largest possible rank" in t.said
+        t.app.screen.query_one("#method", Select).value = "cat"
+        await t.idle()
+        assert "--rank" not in t.app.command
         while t.app.edits.past:
             await t.press("u")
         assert t.app.draft.inputs == ()
@@ -237,12 +246,13 @@ def test_killed_job_is_repeated_and_outlives_the_application(slow: Path) -> None
 
 def test_damaged_job_folder_is_left_alone(home: Path) -> None:
     jobs = Jobs(home)
-    name = jobs.submit(["version"], "version")
+    name = jobs.submit(["pull", "x"], "pull x")
     (home / "jobs" / name / "job.json").write_text("{")
     (home / "jobs" / "stray").mkdir()
     (found,) = jobs.poll()
-    assert found.state in {"waiting", "running"}
-    jobs.close()
+    assert (found.state, found.hint) == ("failed", "forget it (d)")
+    jobs.forget(found)
+    assert jobs.poll() == ()
 
 
 def test_remote_finds_pulls_and_pushes(

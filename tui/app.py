@@ -80,7 +80,7 @@ class LorahubApp(Acting, App[None]):
         names = {theme.name for theme in themes.THEMES}
         self.theme = self.state.theme if self.state.theme in names else themes.DARK.name
 
-    def on_mount(self) -> None:
+    async def on_mount(self) -> None:
         """Put everything back where it was."""
         keys, problems = load_keymap(self.home)
         self.set_keymap(dict(keys))
@@ -88,7 +88,7 @@ class LorahubApp(Acting, App[None]):
             self.notify(problem, severity="warning", timeout=10, markup=False)
         self.draft = self.edits.draft
         screen = self.state.screen if self.state.screen in modes.MODES else "browse"
-        self.switch_mode(screen)
+        await self.switch_mode(screen)
         self._watch_jobs()
 
     def on_unmount(self) -> None:
@@ -196,8 +196,8 @@ class LorahubApp(Acting, App[None]):
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """The palette: what can be done now, by the screen in sight and everywhere."""
-        for node in (screen.focused, screen, self):
-            if isinstance(node, Acting) and node.scope != "table":
+        for node in (screen, self):
+            if isinstance(node, Acting):
                 for action in node.actions_now():
                     yield SystemCommand(action.title, action.help, _caller(node, action.name))
 
@@ -212,10 +212,13 @@ class LorahubApp(Acting, App[None]):
     def action_do(self, name: str) -> None:
         """Screens are actions by their names; the others as everywhere."""
         if name in modes.MODES and self.why_not(name) is None:
-            self.switch_mode(name)
-            self.remember(screen=name)
+            self.call_next(self._go, name)
             return
         super().action_do(name)
+
+    async def _go(self, screen: str) -> None:
+        await self.switch_mode(screen)
+        self.remember(screen=screen)
 
     def do_help(self) -> None:
         """Show the keys."""

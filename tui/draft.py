@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,10 +158,10 @@ class Draft:
         inputs = tuple(i if i.muted else i.weighted(1 / count) for i in self.inputs)
         return replace(self, inputs=inputs)
 
-    def with_method(self, name: str) -> Draft:
-        """Another method; parameters do not carry over, except a rank."""
-        rank = {k: v for k, v in self.parameters.items() if k == "rank" and isinstance(v, int)}
-        return self.with_rest(method=name, parameters=rank or None)
+    def with_method(self, name: str, takes: Collection[str] = ()) -> Draft:
+        """Another method; of the parameters, those that it ``takes`` too carry over."""
+        kept = {k: v for k, v in self.parameters.items() if k in takes}
+        return self.with_rest(method=name, parameters=kept or None)
 
     def with_parameter(self, name: str, value: object) -> Draft:
         """One parameter changed; None leaves it to the method."""

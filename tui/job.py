@@ -154,6 +154,8 @@ class Progress:
         """What is known, as a value."""
         spent = self._latest - self._since
         error = self._error
+        if not body.get("words"):
+            error = "damaged", "what was asked cannot be read: job.json is damaged", "forget it (d)"
         return Job(
             name=name,
             words=tuple(str(w) for w in body.get("words", ())),
@@ -176,6 +178,8 @@ class Progress:
         )
 
     def _state(self, body: Mapping[str, Any], *, alive: bool) -> str:
+        if not body.get("words"):
+            return "failed"
         if "pid" not in body:
             return "waiting"
         if not self._over:

@@ -15,13 +15,14 @@ from tui.widgets.paged_table import PAGE, Column, Row
 
 COLUMNS = (
     Column("name", 0),
-    Column("base", 20, importance=4),
-    Column("r", 6, importance=8, right=True),
-    Column("a", 6, importance=5, right=True),
-    Column("targets", 16, importance=1),
+    Column("base", 18, importance=5),
+    Column("r", 5, importance=8, right=True),
+    Column("a", 5, importance=4, right=True),
+    Column("targets", 16, importance=0),
     Column("size", 8, importance=6, right=True),
     Column("licence", 10, importance=2),
     Column("from", 8, importance=3),
+    Column("used", 4, importance=1, right=True),
 )
 
 EMPTY = (
@@ -36,10 +37,11 @@ MOST_HITS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An adapter of the listing, and what is wrong with its files, in a few words."""
+    """An adapter of the listing, what is wrong with its files, and how many were merged from it."""
 
     summary: AdapterSummary
     problem: str = ""
+    children: int = 0
 
 
 def first_page(
@@ -60,7 +62,11 @@ def page(catalog: Catalog, query: Query, sort: str, first: int, *, descending: b
         found = catalog.adapters(
             query.where, sort=sort, descending=descending, limit=PAGE, offset=first
         )
-    return [Entry(s, "" if Path(s.folder).is_dir() else "files are gone") for s in found]
+    children = catalog.child_counts([s.id for s in found])
+    return [
+        Entry(s, "" if Path(s.folder).is_dir() else "files are gone", children.get(s.id, 0))
+        for s in found
+    ]
 
 
 def row(entry: Entry, basket: Sequence[Adapter], *, picked: bool) -> Row:
@@ -69,10 +75,11 @@ def row(entry: Entry, basket: Sequence[Adapter], *, picked: bool) -> Row:
     reason = entry.problem or (None if picked else why_not_row(summary, basket))
     name = f"{summary.name}  ({reason})" if reason else summary.name
     mark = "!" if entry.problem else "●" if picked else "-" if reason else " "
-    return Row(entry, _cells(summary, name), mark, dim=reason is not None)
+    return Row(entry, _cells(entry, name), mark, dim=reason is not None)
 
 
-def _cells(summary: AdapterSummary, name: str) -> tuple[str, ...]:
+def _cells(entry: Entry, name: str) -> tuple[str, ...]:
+    summary = entry.summary
     return (
         name,
         (summary.base or summary.base_model or "-").rsplit("/", 1)[-1],
@@ -82,4 +89,5 @@ def _cells(summary: AdapterSummary, name: str) -> tuple[str, ...]:
         text.size(summary.weights_bytes),
         summary.license or "-",
         summary.method or summary.source,
+        str(entry.children or ""),
     )

@@ -201,7 +201,12 @@ def _merge(
         mixes = [(cache[m.name], stack.module(i)) for i, m in enumerate(modules)]
     else:
         mix = _mixed(plan, modules, stack)
-        mixes = [(mix if ranks is None else canonical(stack, mix), stack)]
+        mix = mix if ranks is None else canonical(stack, mix)
+        widths = mix.ranks if ranks is None else [ranks[m.name].rank for m in modules]
+        mixes = [(mix, stack)]
+        if stack.B.device.type == "cpu" and len(set(widths or ())) > 1:
+            # Products of another width round otherwise: each module's is its own rank.
+            mixes = [(mix.module(i), stack.module(i)) for i in range(len(modules))]
     done: list[_Merged] = []
     for mix, part in mixes:
         some = modules[len(done) : len(done) + len(part.seeds)]

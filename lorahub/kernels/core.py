@@ -11,51 +11,76 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from lorahub.kernels.lowrank import whitened
-from lorahub.kernels.stack import Mix, Stack, products
+from lorahub.kernels.stack import Mix, Stack, factorised, products
 
 _NEGLIGIBLE = 1e-6
 """Singular values below this share of the largest count as zero."""
+
+_WELL_APART = 1e-4
+"""Share of the largest squared singular value above which all are known from a Gram matrix."""
 
 _ROUNDING = 1e-10
 """Entries below this share of all adapters together hold nothing but rounding."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CoreSpace:
     """The T adapters with a weight other than 0, at m modules of one shape.
 
-    The weighted delta of adapter t is ``(B @ left) @ cores[t] @ (right @ A)``.
+    The weighted delta of adapter t, of rank r, is ``(B @ left) @ cores[t] @ (right @ A)``.
 
     Attributes:
         left: (m, R, R) float64; ``B @ left`` has orthonormal columns, zero ones beyond the
             rank of B.
         right: (m, R, R) float64; the same for the rows of ``right @ A``.
-        cores: (T, m, R, R) float64; one core of zeros where no adapter has a weight.
-        ranks: Rank of each of the T adapters.
+        columns: T of (m, R, r) float64; core t is ``columns[t] @ rows[t].mT``. One of zeros where
+            no adapter has a weight.
+        rows: T of (m, R, r) float64.
     """
 
     left: Tensor
     right: Tensor
-    cores: Tensor
-    ranks: tuple[int, ...]
+    columns: tuple[Tensor, ...]
+    rows: tuple[Tensor, ...]
 
-    @property
+    @cached_property
+    def cores(self) -> Tensor:
+        """(T, m, R, R) float64."""
+        pairs = zip(self.columns, self.rows, strict=True)
+        return torch.stack([products(column, row.mT) for column, row in pairs])
+
+    @cached_property
     def total(self) -> Tensor:
         """(m, R, R): the core of the weighted sum."""
-        return self.cores.sum(0)
+        return products(torch.cat(self.columns, -1), torch.cat(self.rows, -1).mT)
 
-    @property
+    @cached_property
     def rounding(self) -> Tensor:
         """(m,): size below which an entry or a singular value is rounding."""
-        return self.cores.square().sum((0, -2, -1)).sqrt() * _ROUNDING
+        pairs = zip(self.columns, self.rows, strict=True)
+        squares = [
+            (products(column.mT, column) * products(row.mT, row)).sum((-2, -1))
+            for column, row in pairs
+        ]
+        return torch.stack(squares).sum(0).clamp_min(0).sqrt() * _ROUNDING
+
+    def module(self, i: int) -> CoreSpace:
+        """The space of module i alone."""
+        one = slice(i, i + 1)
+        columns, rows = (tuple(x[one] for x in side) for side in (self.columns, self.rows))
+        return CoreSpace(self.left[one], self.right[one], columns, rows)
 
 
-Combine = Callable[[CoreSpace], Tensor]
+Decomposition = tuple[Tensor, Tensor, Tensor]
+"""U (m, R, R), singular values (m, R), descending, and Vᵀ (m, R, R) of a core."""
+
+Combine = Callable[[CoreSpace], Tensor | Decomposition]
 Axes = tuple[Tensor, Tensor]
 
 
@@ -64,13 +89,11 @@ def core_space(stack: Stack) -> CoreSpace:
     W_b, K_b = whitened(stack.precise_grams[0])
     W_a, K_a = whitened(stack.precise_grams[1])
     K_b = K_b * stack.coefficients[:, None, :]
-    members = zip(stack.weights, stack.ranks, stack.split(K_b, 2), stack.split(K_a, 2), strict=True)
-    alive = [(rank, products(k_b, k_a.mT)) for weight, rank, k_b, k_a in members if weight != 0]
+    alive = [t for t, weight in enumerate(stack.weights) if weight != 0]
+    columns, rows = stack.split(K_b, 2), stack.split(K_a, 2)
     if not alive:
-        alive = [(stack.ranks[0], torch.zeros_like(W_b))]
-    return CoreSpace(
-        W_b, W_a.mT, torch.stack([core for _, core in alive]), tuple(rank for rank, _ in alive)
-    )
+        alive, columns = [0], (torch.zeros_like(columns[0]),)
+    return CoreSpace(W_b, W_a.mT, tuple(columns[t] for t in alive), tuple(rows[t] for t in alive))
 
 
 def mean_rank(stack: Stack) -> int:
@@ -87,13 +110,12 @@ def merged(stack: Stack, combine: Combine, rank: int | None = None) -> Mix:
     Args:
         stack: m modules.
         combine: Function from a `CoreSpace` of at least two adapters to the merged core
-            (m, R, R).
+            (m, R, R), or to its decomposition where that is known.
         rank: Ranks to keep; None keeps what the shapes allow.
     """
     space = core_space(stack)
-    core = combine(space) if len(space.cores) > 1 else space.total
-    U, sigma, Vh = torch.linalg.svd(core)
-    return _mix(stack, space, U, sigma, Vh, rank)
+    core = combine(space) if len(space.columns) > 1 else space.total
+    return _mix(stack, space, *_decomposed(core), rank)
 
 
 def flattened(stack: Stack, combine: Combine, rank: int | None = None) -> Mix:
@@ -104,12 +126,16 @@ def flattened(stack: Stack, combine: Combine, rank: int | None = None) -> Mix:
     had, which are the mixture's ``importance``.
     """
     space = core_space(stack)
-    if len(space.cores) < 2:
+    if len(space.columns) < 2:
         return merged(stack, combine, rank)
-    U, sigma, Vh = torch.linalg.svd(combine(space))
+    U, sigma, Vh = _decomposed(combine(space))
     alive = _alive(sigma, space)
     level = (sigma * alive).sum(-1) / alive.sum(-1).clamp_min(1)
     return _mix(stack, space, U, level[:, None] * alive, Vh, rank, importance=sigma * alive)
+
+
+def _decomposed(core: Tensor | Decomposition) -> Decomposition:
+    return _svd(core) if isinstance(core, Tensor) else core
 
 
 def _mix(
@@ -129,8 +155,14 @@ def _mix(
         products(Vh[:, :k] * root[:, :, None], space.right),
         sigma=sigma[:, :k],
         importance=None if importance is None else importance[:, :k],
-        precise=True,
+        precise=(True,) * len(U),
     )
+
+
+def _svd(X: Tensor) -> Decomposition:
+    """U, the singular values and Vᵀ, thin."""
+    U, sigma, Vh = factorised(partial(torch.linalg.svd, full_matrices=False), X)
+    return U, sigma, Vh
 
 
 def _alive(sigma: Tensor, space: CoreSpace) -> Tensor:
@@ -138,14 +170,32 @@ def _alive(sigma: Tensor, space: CoreSpace) -> Tensor:
     return sigma > torch.maximum(sigma[..., :1] * _NEGLIGIBLE, space.rounding[:, None])
 
 
-def polar(X: Tensor) -> Tensor:
-    """The nearest matrix with orthonormal columns (or rows); dependent directions become zero."""
-    P, sigma, Qh = torch.linalg.svd(X, full_matrices=False)
-    kept = sigma > sigma[..., :1] * _NEGLIGIBLE
-    return products(P * kept[..., None, :], Qh)
+def polar(X: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest matrix with orthonormal columns; dependent directions become zero.
+
+    Args:
+        X: (m, R, k), whose columns are of unit length or zero. Columns of zeros stay so.
+
+    Returns:
+        The matrix (m, R, k), and per module (m,) whether its columns are orthonormal but for
+        those of zeros: not where others depended on each other.
+    """
+    gram = products(X.mT, X)
+    # A column of zeros is orthogonal to all others: with length 1 it does not matter.
+    gram = gram + torch.diag_embed((gram.diagonal(dim1=-2, dim2=-1) == 0).to(gram.dtype))
+    values, vectors = factorised(torch.linalg.eigh, gram)
+    apart = values[:, 0] > values[:, -1] * _WELL_APART
+    root = torch.where(apart[:, None], values, 1.0).sqrt()
+    nearest = products(X, products(vectors / root[:, None, :], vectors.mT))
+    if not bool(apart.all()):
+        P, sigma, Qh = _svd(X)
+        kept = sigma > sigma[..., :1] * _NEGLIGIBLE
+        slow = products(P * kept[..., None, :], Qh)
+        nearest = torch.where(apart[:, None, None], nearest, slow)
+    return nearest, apart
 
 
-def task_singular_vectors(space: CoreSpace, keep: int | None) -> Tensor:
+def task_singular_vectors(space: CoreSpace, keep: int | None) -> Decomposition:
     """The core of TSV-Merge.
 
     The leading triplets of every adapter side by side; the left vectors are replaced by the
@@ -155,15 +205,18 @@ def task_singular_vectors(space: CoreSpace, keep: int | None) -> Tensor:
         space: At least two adapters.
         keep: Triplets kept of each; None keeps all.
     """
-    parts = []
-    for core, rank in zip(space.cores, space.ranks, strict=True):
-        k = min(rank, keep or rank)
-        U, sigma, Vh = torch.linalg.svd(core)
-        parts.append((U[:, :, :k], sigma[:, :k], Vh.mT[:, :, :k]))
-    return _orthogonalised(space, parts)
+    pairs = zip(space.columns, space.rows, strict=True)
+    return _orthogonalised(space, [_triplets(column, row, keep) for column, row in pairs])
 
 
-def common_and_specific(space: CoreSpace, common: float) -> Tensor:
+def _triplets(columns: Tensor, rows: Tensor, keep: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Leading singular triplets (U, sigma, V) of ``columns @ rows.mT``, by its thin parts."""
+    (Q, K), (P, L) = factorised(torch.linalg.qr, columns), factorised(torch.linalg.qr, rows)
+    U, sigma, Vh = _svd(products(K, L.mT))
+    return products(Q, U[:, :, :keep]), sigma[:, :keep], products(P, Vh.mT[:, :, :keep])
+
+
+def common_and_specific(space: CoreSpace, common: float) -> Decomposition:
     """The core of Iso-CTS before its spectrum is flattened.
 
     Module by module, because their dimensions differ.
@@ -172,42 +225,78 @@ def common_and_specific(space: CoreSpace, common: float) -> Tensor:
         space: At least two adapters.
         common: Share of the dimensions given to the singular vectors of the sum.
     """
-    rows = torch.stack([products(core, core.mT) for core in space.cores]).sum(0)
-    columns = torch.stack([products(core.mT, core) for core in space.cores]).sum(0)
-    sizes = torch.minimum(_dimension(rows), _dimension(columns)).tolist()
-    parts = zip(space.cores.split(1, 1), sizes, strict=True)
-    ones = ((replace(space, cores=cores), size) for cores, size in parts)
-    return torch.cat([_common_and_specific(one, size, common) for one, size in ones])
+    sizes = torch.minimum(*(_dimension(side) for side in _sides(space))).tolist()
+    found = [_common_and_specific(space.module(i), size, common) for i, size in enumerate(sizes)]
+    U, sigma, Vh = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return U, sigma, Vh
 
 
-def _dimension(gram: Tensor) -> Tensor:
-    """(m,): the rank of vectors with that Gram matrix."""
-    squares = torch.linalg.eigvalsh(gram)
+def _sides(space: CoreSpace) -> tuple[Tensor, Tensor]:
+    """The deltas side by side, and on top of each other, transposed, in shorter bases.
+
+    Both are (m, R, sum of ranks), with the left singular vectors and the singular values of the
+    R x TR matrices.
+    """
+    pairs = list(zip(space.columns, space.rows, strict=True))
+    triangles = (
+        (factorised(torch.linalg.qr, c)[1], factorised(torch.linalg.qr, r)[1]) for c, r in pairs
+    )
+    sides = [
+        (products(c, of_rows.mT), products(r, of_columns.mT))
+        for (c, r), (of_columns, of_rows) in zip(pairs, triangles, strict=True)
+    ]
+    left, right = (torch.cat(parts, -1) for parts in zip(*sides, strict=True))
+    return left, right
+
+
+def _dimension(side: Tensor) -> Tensor:
+    """(m,): the rank of vectors side by side."""
+    (squares,) = factorised(lambda X: (torch.linalg.eigvalsh(X),), products(side, side.mT))
     dimension: Tensor = (squares > squares[:, -1:] * _NEGLIGIBLE**2).sum(-1)
     return dimension
 
 
-def _common_and_specific(space: CoreSpace, size: int, common: float) -> Tensor:
-    tasks = len(space.cores)
+def _common_and_specific(space: CoreSpace, size: int, common: float) -> Decomposition:
+    tasks = len(space.columns)
     specific = min(round((1 - common) * size / tasks), size // tasks)
-    U, sigma, Vh = torch.linalg.svd(space.total)
+    U, sigma, Vh = _svd(space.total)
     first = slice(0, size - tasks * specific)
-    parts = [(U[:, :, first], sigma[:, first], Vh.mT[:, :, first])]
-    for core in space.cores:
-        own = core - products(parts[0][0], products(parts[0][0].mT, core))
-        U, sigma, Vh = torch.linalg.svd(own)
-        parts.append((U[:, :, :specific], sigma[:, :specific], Vh.mT[:, :, :specific]))
+    shared = U[:, :, first]
+    parts = [(shared, sigma[:, first], Vh.mT[:, :, first])]
+    for column, row in zip(space.columns, space.rows, strict=True):
+        own = column - products(shared, products(shared.mT, column))
+        parts.append(_triplets(own, row, specific))
     return _orthogonalised(space, parts)
 
 
-def _orthogonalised(space: CoreSpace, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+def _orthogonalised(
+    space: CoreSpace, parts: Sequence[tuple[Tensor, Tensor, Tensor]]
+) -> Decomposition:
     """Singular triplets (U, sigma, V) side by side, with the nearest orthonormal vectors."""
     sigma = torch.cat([values for _, values, _ in parts], -1)
     # Vectors of singular values that are zero are arbitrary: they must not push others away.
     largest = sigma.amax(-1) * _NEGLIGIBLE
-    alive = (sigma > torch.maximum(largest, space.rounding)[:, None])[:, None, :]
-    left, right = (polar(torch.cat([p[side] for p in parts], -1) * alive) for side in (0, 2))
-    return products(left * sigma[:, None, :], right.mT)
+    alive = sigma > torch.maximum(largest, space.rounding)[:, None]
+    # In descending order, and as many as the core has.
+    sigma, order = (sigma * alive).sort(dim=-1, descending=True, stable=True)
+    R = space.left.shape[-1]
+    place, more = order[:, None, :].expand(-1, R, -1), (0, R - order.shape[-1])
+    sides = [torch.cat([p[side] for p in parts], -1) * alive[:, None, :] for side in (0, 2)]
+    (left, left_apart), (right, right_apart) = (polar(side.gather(-1, place)) for side in sides)
+    left, right, sigma = (torch.nn.functional.pad(x, more) for x in (left, right, sigma))
+    apart = left_apart & right_apart
+    if not bool(apart.all()):
+        found = _svd(products(left * sigma[:, None, :], right.mT))
+        left = torch.where(apart[:, None, None], left, found[0])
+        sigma = torch.where(apart[:, None], sigma, found[1])
+        right = torch.where(apart[:, None, None], right, found[2].mT)
+    return left, sigma, right.mT.contiguous()
+
+
+def recomposed(decomposition: Decomposition) -> Tensor:
+    """The core (m, R, R) of its singular vectors and values."""
+    U, sigma, Vh = decomposition
+    return products(U * sigma[:, None, :], Vh)
 
 
 def centred(space: CoreSpace, keep: int) -> Tensor:
@@ -215,7 +304,7 @@ def centred(space: CoreSpace, keep: int) -> Tensor:
     mean = space.cores.mean(0)
     total = mean
     for core in space.cores:
-        U, sigma, Vh = torch.linalg.svd(core - mean)
+        U, sigma, Vh = _svd(core - mean)
         total = total + products(U[:, :, :keep] * sigma[:, None, :keep], Vh[:, :keep])
     return total
 
@@ -226,12 +315,8 @@ def axes_of_deltas(space: CoreSpace) -> Axes:
     They depend on the deltas alone, not on how those are split into factors. Axes of no length
     are zero.
     """
-    U, left, _ = torch.linalg.svd(torch.cat(list(space.cores), -1), full_matrices=False)
-    _, right, Vh = torch.linalg.svd(torch.cat(list(space.cores), -2), full_matrices=False)
-    return (
-        U * _alive(left, space)[:, None, :],
-        Vh.mT * _alive(right, space)[:, None, :],
-    )
+    (U, left, _), (V, right, _) = map(_svd, _sides(space))
+    return U * _alive(left, space)[:, None, :], V * _alive(right, space)[:, None, :]
 
 
 def axes_of_factors(stack: Stack, space: CoreSpace) -> Axes:
@@ -252,7 +337,7 @@ def _factors_svd(stack: Stack, space: CoreSpace) -> list[tuple[Tensor, Tensor]]:
     half = stack.coefficients.abs().sqrt()
     sides = zip((space.left, space.right.mT), stack.precise_grams, strict=True)
     # The transposed basis times the Gram matrix: the stacked factors' coordinates.
-    found = (torch.linalg.svd(products(W.mT, gram) * half[:, None, :]) for W, gram in sides)
+    found = (_svd(products(W.mT, gram) * half[:, None, :]) for W, gram in sides)
     return [(U, sigma) for U, sigma, _ in found]
 
 
@@ -265,9 +350,9 @@ def calibrated(stack: Stack, space: CoreSpace) -> CoreSpace:
     U, sigma = _factors_svd(stack, space)[0]
     energy = sigma.square()
     share = energy / energy.sum(-1, keepdim=True).clamp_min(1e-300)
-    alpha = 1 / (1 + (len(space.cores) - 1) * share)
+    alpha = 1 / (1 + (len(space.columns) - 1) * share)
     damping = products(U * alpha[:, None, :], U.mT)
-    return replace(space, cores=torch.stack([products(damping, core) for core in space.cores]))
+    return replace(space, columns=tuple(products(damping, column) for column in space.columns))
 
 
 def with_mean_norm(space: CoreSpace, core: Tensor) -> Tensor:
@@ -280,7 +365,7 @@ def with_mean_norm(space: CoreSpace, core: Tensor) -> Tensor:
 
 def projected_sum(space: CoreSpace, axes: Axes) -> Tensor:
     """The sum of the cores, projected onto ``axes``."""
-    return _restored(axes, _seen(axes, space.total))
+    return _restored(axes, products(products(axes[0].mT, space.total), axes[1]))
 
 
 def ties(space: CoreSpace, axes: Axes, density: float) -> Tensor:
@@ -290,22 +375,23 @@ def ties(space: CoreSpace, axes: Axes, density: float) -> Tensor:
     entries between axes that are not zero). The sign with the larger mass is elected; where the
     masses balance there is none. Every entry is the mean of the kept ones of the elected sign.
     """
-    cores = torch.stack([_seen(axes, core) for core in space.cores])
+    pairs = zip(space.columns, space.rows, strict=True)
+    seen = ((products(axes[0].mT, column), products(axes[1].mT, row)) for column, row in pairs)
+    cores = torch.stack([products(column, row.mT) for column, row in seen])
     # Rounding has a sign too, and would be counted in the means.
     cores = torch.where(cores.abs() > space.rounding[:, None, None], cores, 0.0)
     count = (density * _length(axes[0]) * _length(axes[1])).long().clamp_min(1)
-    ordered = cores.abs().flatten(-2).sort(-1, descending=True).values
-    last = (count - 1).expand(len(cores), -1)[..., None]
-    kept = torch.where(cores.abs() >= ordered.gather(-1, last)[..., None], cores, 0.0)
+    size = cores.shape[-2] * cores.shape[-1]
+    bounds = [
+        magnitudes.kthvalue(size - n + 1).values
+        for magnitudes, n in zip(cores.abs().flatten(-2).unbind(1), count.tolist(), strict=True)
+    ]
+    bound = torch.stack(bounds, 1)[..., None, None]
+    kept = torch.where(cores.abs() >= bound, cores, 0.0)
     mass, whole = kept.sum(0), kept.abs().sum(0)
     elected = torch.where(mass.abs() > whole * _ROUNDING, mass.sign(), 0.0)
     agree = kept * elected > 0
     return _restored(axes, (kept * agree).sum(0) / agree.sum(0).clamp_min(1))
-
-
-def _seen(axes: Axes, core: Tensor) -> Tensor:
-    """A core along ``axes``."""
-    return products(products(axes[0].mT, core), axes[1])
 
 
 def _restored(axes: Axes, core: Tensor) -> Tensor:

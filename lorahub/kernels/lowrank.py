@@ -10,6 +10,7 @@ factorisations are cubic in R. None of them ever forms a d_out x d_in matrix.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -17,7 +18,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from lorahub.kernels.krylov import Krylov, orthonormal
-from lorahub.kernels.stack import Factors, Mix, Stack, gram, mirrored, products, strips
+from lorahub.kernels.stack import Factors, Mix, Stack, factorised, gram, mirrored, products, strips
 
 # The Gram matrices are rounded to about 1e-7 of their norm, which the Cholesky factor of nearly
 # dependent columns amplifies. Down to this pivot the truncated sum stays within about 1e-6 of
@@ -54,9 +55,9 @@ def balanced_split(coefficients: Tensor) -> tuple[Tensor, Tensor]:
     a power of two, so that bf16 factors with alpha = 2r come through a sum bit-exactly.
     The sign goes left. Zero gives (0, 1).
     """
-    magnitude = coefficients.abs()
-    exponent = torch.where(magnitude > 0, magnitude, 1.0).log2().div(2).round()
-    right = exponent.exp2()
+    # Exact, where the last bit of a logarithm would depend on the place in memory.
+    exponent = torch.frexp(torch.where(coefficients == 0, 1.0, coefficients)).exponent
+    right = exponent.div(2, rounding_mode="floor").double().exp2()
     return coefficients / right, right
 
 
@@ -82,17 +83,35 @@ def best_approximation(
     Returns:
         A mix with k = min(rank, R, d_in, d_out); ``ranks`` is set when ``energy`` is given.
     """
-    total, d_out, d_in = stack.B.shape[2], stack.B.shape[1], stack.A.shape[2]
+    m, d_out, total = stack.B.shape
+    d_in = stack.A.shape[2]
     k = min(total, d_out, d_in, rank or total)
     few = k if energy is None else total
+    cpu, tall = stack.B.device.type == "cpu", total <= min(d_out, d_in)
     fast = None
-    if few + _SPARE <= total / _MANY_TIMES and stack.B.device.type == "cpu":
-        fast = _by_krylov(stack, k)
-    if fast is None and total <= min(d_out, d_in):
-        fast = _by_cholesky(stack, k, few)
+    if m == 1 or not cpu:
+        if few + _SPARE <= total / _MANY_TIMES and cpu:
+            fast = _by_krylov(stack, k)
+        if fast is None and tall:
+            fast = _by_cholesky(stack, k, few)
+    if fast is None and m > 1 and (cpu or tall):
+        # Which path a module takes, and how its numbers round, must not depend on the others.
+        known = stack.with_grams(stack.gram_b, stack.gram_a)
+        ones = (known.module(i) for i in range(m))
+        return _joined([best_approximation(one, rank=rank, energy=energy) for one in ones])
     left, right, sigma = fast or _by_whitening(stack, torch.diag_embed(stack.coefficients), k)
     ranks = None if energy is None else _ranks_for(sigma, energy, k)
-    return Mix(left, right, ranks, sigma[:, :k], precise=fast is None)
+    # Contiguous as joined ones are: products of transposed matrices round otherwise.
+    left, right = left.contiguous(), right.contiguous()
+    return Mix(left, right, ranks, sigma[:, :k], precise=(fast is None,) * m)
+
+
+def _joined(mixes: Sequence[Mix]) -> Mix:
+    """Balanced mixtures of one width, module after module."""
+    left, right = torch.cat([x.left for x in mixes]), torch.cat([x.right for x in mixes])
+    sigma = torch.cat([x.sigma for x in mixes if x.sigma is not None])
+    ranks = tuple(r for x in mixes for r in x.ranks or ())
+    return Mix(left, right, ranks or None, sigma, precise=sum((x.precise for x in mixes), ()))
 
 
 def canonical(stack: Stack, mix: Mix | Factors) -> Mix | Factors:
@@ -107,7 +126,9 @@ def canonical(stack: Stack, mix: Mix | Factors) -> Mix | Factors:
         return Factors(B.to(mix.B.dtype), A.to(mix.A.dtype), mix.ranks, sigma)
     k = min(mix.left.shape[-1], stack.B.shape[1], stack.A.shape[2])
     left, right, sigma = _by_whitening(stack, mix.matrix(), k)
-    return Mix(left, right, mix.ranks, sigma[:, :k], precise=True, reports=mix.reports)
+    return Mix(
+        left, right, mix.ranks, sigma[:, :k], precise=(True,) * len(left), reports=mix.reports
+    )
 
 
 def whitened(gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +138,8 @@ def whitened(gram: Tensor) -> tuple[Tensor, Tensor]:
     """
     norms = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
     unit = torch.where(norms > 0, norms, 1.0)
-    values, vectors = torch.linalg.eigh(gram / (unit[:, :, None] * unit[:, None, :]))
+    scaled = gram / (unit[:, :, None] * unit[:, None, :])
+    values, vectors = factorised(torch.linalg.eigh, scaled)
     values, vectors = values.flip(-1), vectors.flip(-1)
     kept = values > _NEGLIGIBLE * gram.shape[-1] * values[:, :1].clamp_min(1e-300)
     root = torch.where(kept, values, 0.0).sqrt()
@@ -128,15 +150,9 @@ def whitened(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_krylov(stack: Stack, k: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """(left, right, k singular values) without the core, or None where a module needs it."""
-    found = []
-    for gram_b, gram_a, c in zip(stack.gram_b, stack.gram_a, stack.coefficients, strict=True):
-        one = _leading_of_sum(gram_b, gram_a, c, k)
-        if one is None:
-            return None
-        found.append(one)
-    left, right, sigma = (torch.stack(parts) for parts in zip(*found, strict=True))
-    return left, right, sigma
+    """(left, right, k singular values) of a module without the core, or None if it needs it."""
+    found = _leading_of_sum(stack.gram_b[0], stack.gram_a[0], stack.coefficients[0], k)
+    return found and (found[0][None], found[1][None], found[2][None])
 
 
 def _leading_of_sum(
@@ -276,6 +292,8 @@ def factored(gram_b: Tensor, gram_a: Tensor, M: Tensor) -> tuple[Tensor, Tensor,
     """
     W_b, K_b = whitened(gram_b)
     W_a, K_a = whitened(gram_a)
-    U, sigma, Vh = torch.linalg.svd(K_b @ M @ K_a.mT)
+    M = M.expand_as(K_b)
+    U, sigma, Vh = factorised(torch.linalg.svd, products(products(K_b, M), K_a.mT))
     root = sigma.sqrt()
-    return W_b @ (U * root[:, None, :]), (W_a @ Vh.mT * root[:, None, :]).mT, sigma
+    left, right = products(W_b, U * root[:, None, :]), products(W_a, Vh.mT * root[:, None, :])
+    return left, right.mT, sigma

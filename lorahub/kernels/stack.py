@@ -9,7 +9,7 @@ works on single elements of the deltas returns the `Factors` of its result.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+_ALIGNMENT = 64
+"""Bytes that torch aligns memory of its own to."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,7 @@ class Stack:
     @cached_property
     def precise_grams(self) -> tuple[Tensor, Tensor]:
         """(BᵀB, AAᵀ) with products in float64, for stacks that are nearly dependent."""
-        B, A = _core_home(self.B).double(), _core_home(self.A).double()
-        return gram(B.mT), gram(A)
+        return gram(_core_home(self.B).mT, precise=True), gram(_core_home(self.A), precise=True)
 
     @cached_property
     def unit_weights(self) -> Tensor:
@@ -107,13 +109,17 @@ class Stack:
     def module(self, i: int) -> Stack:
         """The stack of module i alone."""
         one = slice(i, i + 1)
-        return replace(
+        alone = replace(
             self,
             B=self.B[one],
             A=self.A[one],
             coefficients=self.coefficients[one],
             seeds=self.seeds[one],
         )
+        if "gram_b" in vars(self) and "gram_a" in vars(self):
+            # In memory of their own: where they lie would decide how products of them round.
+            return alone.with_grams(self.gram_b[one].clone(), self.gram_a[one].clone())
+        return alone
 
     def split(self, factor: Tensor, dim: int) -> tuple[Tensor, ...]:
         """Cut a stacked tensor along its rank dimension into one view per adapter."""
@@ -208,7 +214,8 @@ class Mix:
             any prefix is the best approximation of its rank; else None.
         importance: (m, k) what the ranks count when a budget is distributed over modules, where
             that is not their singular value; else None.
-        precise: Whether the products need float64, because large coefficients cancel.
+        precise: Per module whether the products need float64, because large coefficients
+            cancel; empty if none does.
         reports: Per module what the run's record should remember, JSON values by name; empty
             for methods with nothing to say.
     """
@@ -218,7 +225,7 @@ class Mix:
     ranks: tuple[int, ...] | None = None
     sigma: Tensor | None = None
     importance: Tensor | None = None
-    precise: bool = False
+    precise: tuple[bool, ...] = ()
     reports: Sequence[Mapping[str, Any]] = field(default=())
 
     @property
@@ -238,14 +245,19 @@ class Mix:
 
     def apply(self, stack: Stack) -> Factors:
         """The merged factors, in the dtype and on the device of ``stack``."""
+        import torch
+
+        if len(set(self.precise)) > 1:
+            parts = [self.module(i).apply(stack.module(i)) for i in range(len(self.precise))]
+            return Factors(torch.cat([p.B for p in parts]), torch.cat([p.A for p in parts]))
         dtype = stack.B.dtype
         if self.left.ndim == 2:
             left, right = (x.to(stack.B.device, dtype) for x in (self.left, self.right))
             return Factors(stack.B * left[:, None, :], stack.A * right[:, :, None])
-        if self.precise:
-            B, A = _core_home(stack.B).double(), _core_home(stack.A).double()
-            B, A = products(B, self.left), products(self.right, A)
-            return Factors(B.to(stack.B.device, dtype), A.to(stack.B.device, dtype))
+        if any(self.precise):
+            B, A = _core_home(stack.B), _core_home(stack.A)
+            B, A = products(B, self.left).to(dtype), products(self.right, A).to(dtype)
+            return Factors(B.to(stack.B.device), A.to(stack.B.device))
         left, right = (x.to(stack.B.device, dtype) for x in (self.left, self.right))
         return Factors(products(stack.B, left), products(right, stack.A))
 
@@ -259,6 +271,7 @@ class Mix:
             ranks=self.ranks and self.ranks[one],
             sigma=self.sigma[one].clone() if self.sigma is not None else None,
             importance=self.importance[one].clone() if self.importance is not None else None,
+            precise=self.precise[one],
             reports=self.reports[one] if self.reports else (),
         )
 
@@ -293,30 +306,71 @@ def _balanced(scale: float) -> tuple[float, float]:
 
 
 def products(X: Tensor, Y: Tensor) -> Tensor:
-    """``X @ Y`` over a batch; on a CPU matrix by matrix, so that no bit depends on the batch."""
+    """``X @ Y`` over a batch, in the wider dtype of both.
+
+    On a CPU matrix by matrix, so that no bit depends on the batch.
+    """
     import torch
 
+    dtype = torch.promote_types(X.dtype, Y.dtype)
     if X.device.type != "cpu":
-        return torch.bmm(X, Y)
-    out = torch.empty(*X.shape[:-1], Y.shape[-1], dtype=X.dtype)
-    for x, y, o in zip(X, Y, out, strict=True):
-        torch.mm(x, y, out=o)
+        return torch.bmm(X.to(dtype), Y.to(dtype))
+    out = torch.empty(*X.shape[:-1], Y.shape[-1], dtype=dtype)
+    aligned = _aligned(out)
+    for x, y, o in zip(_apart(X, dtype), _apart(Y, dtype), out, strict=True):
+        if aligned:
+            torch.mm(x, y, out=o)
+        else:
+            o.copy_(torch.mm(x, y))
     return out
 
 
-def gram(X: Tensor) -> Tensor:
-    """``X Xᵀ`` of a batch of wide matrices, (m, R, R) float64, from products in X's dtype."""
+def gram(X: Tensor, *, precise: bool = False) -> Tensor:
+    """``X Xᵀ`` of a batch of wide matrices, (m, R, R) float64.
+
+    From products in X's dtype, or in float64 if ``precise``.
+    """
+    import torch
+
+    dtype = torch.float64 if precise else X.dtype
+    if X.device.type != "cpu":
+        X = X.to(dtype)
+        return _core_home(torch.bmm(X, X.mT)).double()
+    m, R, _ = X.shape
+    upper = torch.empty(m, R, R, dtype=torch.float64)
+    one = torch.empty(R, R, dtype=dtype)
+    # Above the diagonal only, in strips: a symmetric product costs little more than half.
+    for x, whole in zip(_apart(X, dtype), upper, strict=True):
+        for part in strips(R):
+            torch.mm(x[part], x[part.start :].mT, out=one[part, part.start :])
+        whole.copy_(one)
+    return mirrored(upper)
+
+
+def factorised(function: Callable[[Tensor], tuple[Tensor, ...]], X: Tensor) -> tuple[Tensor, ...]:
+    """A factorisation over a batch; on a CPU matrix by matrix, so that no bit depends on it.
+
+    Results are contiguous whatever the batch: products of transposed matrices round otherwise.
+    """
     import torch
 
     if X.device.type != "cpu":
-        return _core_home(torch.bmm(X, X.mT)).double()
-    m, R, _ = X.shape
-    upper = torch.empty(m, R, R, dtype=X.dtype)
-    # Above the diagonal only, in strips: a symmetric product costs little more than half.
-    for i in range(m):
-        for part in strips(R):
-            torch.mm(X[i, part], X[i, part.start :].mT, out=upper[i, part, part.start :])
-    return mirrored(upper.double())
+        return function(X)
+    found = [function(x) for x in X.split(1)]
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
+def _apart(X: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The matrices of a batch, all aligned alike: where they lie decides how products round.
+
+    Where the dtype changes it does so one by one, in memory that stays in the cache.
+    """
+    copied = not _aligned(X)
+    return (x.to(dtype, copy=copied) for x in X)
+
+
+def _aligned(X: Tensor) -> bool:
+    return X.stride(0) * X.element_size() % _ALIGNMENT == 0
 
 
 def strips(size: int) -> Iterator[slice]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lorahub.kernels.kmeans import Clusters, cluster, sign_of
 from lorahub.kernels.lowrank import factored
-from lorahub.kernels.stack import Mix, Stack
+from lorahub.kernels.stack import Mix, Stack, products
 
 Features = Literal["unit_halves", "raw"]
 Gauge = Literal["native", "svd"]
@@ -68,7 +68,8 @@ def units_of(stack: Stack, gauge: Gauge) -> Units:
     if gauge == "svd":
         gram_b, gram_a = stack.precise_grams
         left, right = _singular(stack, gram_b, gram_a)
-        gram_b, gram_a = left.mT @ gram_b @ left, right @ gram_a @ right.mT
+        gram_b = products(products(left.mT, gram_b), left)
+        gram_a = products(products(right, gram_a), right.mT)
     else:
         gram_b, gram_a = stack.gram_b, stack.gram_a
         left = right = torch.eye(gram_b.shape[-1], dtype=gram_b.dtype, device=gram_b.device)
@@ -90,7 +91,7 @@ def units_of(stack: Stack, gauge: Gauge) -> Units:
         (gram_b * to_b[:, :, None]).mul_(to_b[:, None, :]),
         (gram_a * to_a[:, :, None]).mul_(to_a[:, None, :]),
         torch.where(alive, weights, 0.0),
-        sign_of(sums @ left)[:, 0],
+        sign_of(products(sums, left))[:, 0],
         sum(present) / len(present) if present else 1.0,
     )
 
@@ -108,7 +109,7 @@ def _singular(stack: Stack, gram_b: Tensor, gram_a: Tensor) -> tuple[Tensor, Ten
         part = slice(start, start + rank)
         one = torch.eye(rank, dtype=gram_b.dtype, device=gram_b.device)
         L, V, _ = factored(gram_b[:, part, part], gram_a[:, part, part], one)
-        sign = sign_of(sums[:, :, part] @ L)
+        sign = sign_of(products(sums[:, :, part], L))
         left[:, part, part], right[:, part, part] = L * sign, V * sign.mT
         start = part.stop
     return left, right
@@ -246,7 +247,7 @@ def merged_units(
     members.scatter_(-1, labels[..., None], (units.weights * clusters.signs)[..., None])
     mass = members.abs().sum(-2)
     means = members / torch.where(mass > 0, mass, 1.0)[:, None, :]
-    left, right = units.left @ means, means.mT @ units.right
+    left, right = products(units.left, means), products(means.mT, units.right)
     used = (mass > 0).sum(-1)
     factor = torch.ones_like(mass)
     if parameter_reweighting:
@@ -256,7 +257,8 @@ def merged_units(
         wanted = (belongs * own[..., None]).sum(-2) / count
         factor = torch.where(reached > 1e-12 * wanted, wanted / reached.clamp_min(1e-300), 0.0)
     if output_reweighting:
-        factor = factor * (units.rank / used.clamp_min(1).to(factor.dtype)).pow(0.25)[:, None]
+        ratio = units.rank / used.clamp_min(1).to(factor.dtype)
+        factor = factor * ratio.sqrt().sqrt()[:, None]
     return Mix(left * factor[:, None, :], right * factor[:, :, None])
 
 
@@ -272,7 +274,7 @@ def _norms(
             parts.append(largest.to(means.device, torch.float64))
         return parts[0], parts[1]
     gram = units.gram_a + units.gram_b
-    reached = (means * (gram @ means)).sum(-2).clamp_min(0).sqrt()
+    reached = (means * products(gram, means)).sum(-2).clamp_min(0).sqrt()
     return gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt(), reached
 
 

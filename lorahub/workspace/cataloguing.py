@@ -86,6 +86,7 @@ class Cataloguing(Base):
         """Write the whole catalog as JSON lines; returns how many lines.
 
         Raises:
+            ConflictError: ``file`` is a folder, or another process is writing it.
             StorageError: The file cannot be written; then it is left as it was.
         """
         from lorahub.output import new_file

@@ -167,4 +167,6 @@ def upgrade() -> None:
             "id integer PRIMARY KEY REFERENCES adapters (id) ON DELETE CASCADE, "
             "document tsvector NOT NULL)"
         )
+        # Ranking reads every document that matches: outside of the table that takes twice as long.
+        op.execute("ALTER TABLE adapters_fts ALTER COLUMN document SET STORAGE MAIN")
         op.execute("CREATE INDEX ix_adapters_fts_document ON adapters_fts USING gin (document)")

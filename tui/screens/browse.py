@@ -25,7 +25,7 @@ from tui.screens.export import ExportDialog
 from tui.screens.push import PushDialog
 from tui.widgets.detail import Detail
 from tui.widgets.facets import Facets
-from tui.widgets.paged_table import PAGE, PagedTable, Row
+from tui.widgets.paged_table import PagedTable, Row
 
 OF_A_ROW = {"pick", "export", "push", "remove", "copy", "look", "verify"}
 
@@ -76,6 +76,12 @@ class BrowseScreen(BrowseReading):
         row = self.table.row
         return row.value.summary if row is not None else None
 
+    @property
+    def chosen(self) -> str:
+        """Its name, where there is one."""
+        assert self.row is not None
+        return self.row.name
+
     def load(self) -> None:
         """Read the first page anew."""
         state = app_of(self).state
@@ -98,8 +104,8 @@ class BrowseScreen(BrowseReading):
         self._restoring = False
         cursor = names.index(wanted) if wanted in names else 0
         self.table.reset(event.count, self._rows(event.rows), cursor=cursor)
-        title = f"{event.count:,} by {state.sort}{' (reversed)' if state.descending else ''}"
-        self.table.border_title = title
+        order = " (reversed)" if state.descending else ""
+        self.table.border_title = f"{event.count:,} by {state.sort}{order}"
         problem = event.query.problem
         self.table.border_subtitle = escape(problem) if problem else None
         self.query_one("#filter", Input).set_class(problem is not None, "-invalid")
@@ -119,7 +125,9 @@ class BrowseScreen(BrowseReading):
             return
         self.query_one(Detail).show(event.description)
         if event.description.problem:
-            entry = Entry(self.row, "damaged")
+            row = self.table.row
+            assert row is not None
+            entry = replace(row.value, problem="damaged")
             self.table.update(self.table.cursor, self._rows([entry])[0])
 
     def on_browse_reading_picked(self, event: BrowseReading.Picked) -> None:
@@ -149,7 +157,7 @@ class BrowseScreen(BrowseReading):
 
     def on_paged_table_wanted(self, event: PagedTable.Wanted) -> None:
         """Read the page."""
-        self.read_page(self.filter, event.first // PAGE * PAGE, event.generation)
+        self.read_page(self.filter, event.first, event.generation)
 
     def on_paged_table_highlighted(self, event: PagedTable.Highlighted) -> None:
         """Describe the adapter."""
@@ -162,8 +170,7 @@ class BrowseScreen(BrowseReading):
 
     def on_paged_table_opened(self) -> None:
         """Enter goes to the details."""
-        self.query_one(Detail).remove_class("-hidden")
-        self.query_one(Detail).query_one("Tabs").focus()
+        self.query_one(Detail).remove_class("-hidden").query_one("Tabs").focus()
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Filter as you type."""
@@ -184,8 +191,6 @@ class BrowseScreen(BrowseReading):
         """Read again, here and elsewhere."""
         app_of(self).announce_change()
 
-    # Actions
-
     def why_not(self, name: str) -> str | None:
         """Most actions need an adapter under the cursor."""
         if name in OF_A_ROW and self.row is None:
@@ -202,15 +207,13 @@ class BrowseScreen(BrowseReading):
 
     def do_clear_filter(self) -> None:
         """An empty filter, or only back to the table from elsewhere."""
-        line = self.query_one("#filter", Input)
-        if self.table.has_focus or line.has_focus:
-            line.value = ""
+        if self.table.has_focus or self.query_one("#filter").has_focus:
+            self.query_one("#filter", Input).value = ""
         self.table.focus()
 
     def do_pick(self) -> None:
         """Into the basket, or out of it."""
-        assert self.row is not None
-        app, name = app_of(self), self.row.name
+        app, name = app_of(self), self.chosen
         if name in self._basket():
             app.edit(app.draft.with_adapters(n for n in self._basket() if n != name))
         else:
@@ -253,8 +256,7 @@ class BrowseScreen(BrowseReading):
 
     def do_copy(self) -> None:
         """The adapter's name."""
-        assert self.row is not None
-        app_of(self).copy(self.row.name)
+        app_of(self).copy(self.chosen)
 
     def do_look(self) -> None:
         """To Inspect."""
@@ -262,14 +264,12 @@ class BrowseScreen(BrowseReading):
 
     def do_verify(self) -> None:
         """As a job."""
-        assert self.row is not None
-        words = ["verify", self.row.name, "--json"]
-        app_of(self).submit(words, f"verify {self.row.name}")
+        words = ["verify", self.chosen, "--json"]
+        app_of(self).submit(words, f"verify {self.chosen}")
 
     def do_remove(self) -> None:
         """After a question."""
-        assert self.row is not None
-        name = self.row.name
+        name = self.chosen
         dialog = ConfirmDialog(
             f"Take {name} out of the catalog?",
             "Its files stay where they are; `lorahub pull` brings it back.",
@@ -293,10 +293,8 @@ class BrowseScreen(BrowseReading):
 
     def do_export(self) -> None:
         """Ask where to."""
-        assert self.row is not None
-        self.app.push_screen(ExportDialog(self.row.name))
+        self.app.push_screen(ExportDialog(self.chosen))
 
     def do_push(self) -> None:
         """Ask where to."""
-        assert self.row is not None
-        self.app.push_screen(PushDialog(self.row.name))
+        self.app.push_screen(PushDialog(self.chosen))

@@ -10,12 +10,13 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Static, TabbedContent, TabPane, TextArea
 
 from lorahub.errors import LorahubError
+from lorahub.methods.registry import get
 from tui import figures, text
 from tui.acting import app_of
 from tui.actions import bindings
 from tui.draft import Draft, Input, from_yaml
 from tui.editor import edited
-from tui.forms import value_of
+from tui.forms import fields_of, value_of
 from tui.planning import Outlook
 from tui.screens.ask import AskDialog
 from tui.screens.compose_reading import ComposeReading
@@ -116,8 +117,6 @@ class ComposeScreen(ComposeReading):
             rows.append(Row(one, cells, mark, dim=one.muted))
         return rows
 
-    # Events
-
     def on_paged_table_wanted(self, event: PagedTable.Wanted) -> None:
         """Further inputs."""
         self.inputs.put(event.first, self._rows(event.first), event.generation)
@@ -130,7 +129,8 @@ class ComposeScreen(ComposeReading):
         """A field of the form."""
         draft = self.draft
         if event.kind == "method":
-            draft = draft.with_method(str(event.value))
+            method = get(str(event.value))
+            draft = draft.with_method(method.name, [f.name for f in fields_of(method)])
         elif event.kind == "name":
             draft = draft.with_name(str(event.value).strip())
         elif event.kind == "parameter":

@@ -63,7 +63,7 @@ class PagedTable(Acting, ScrollView, can_focus=True):
         "paged-table--dim",
         "paged-table--row",
     }
-    LEAST_FLEXIBLE = 18
+    LEAST_FLEXIBLE = 26
 
     cursor: reactive[int] = reactive(0, repaint=False)
     empty: reactive[str] = reactive("")
@@ -71,26 +71,16 @@ class PagedTable(Acting, ScrollView, can_focus=True):
     class Wanted(Message):
         """Rows from ``first`` are needed; ``generation`` goes back with them."""
 
-        def __init__(self, table: PagedTable, first: int, generation: int) -> None:
+        def __init__(self, first: int, generation: int) -> None:
             super().__init__()
-            self.table, self.first, self.generation = table, first, generation
-
-        @property
-        def control(self) -> PagedTable:
-            """The table that wants them."""
-            return self.table
+            self.first, self.generation = first, generation
 
     class Highlighted(Message):
         """The cursor stands on another row, or on none."""
 
-        def __init__(self, table: PagedTable, row: Row | None) -> None:
+        def __init__(self, row: Row | None) -> None:
             super().__init__()
-            self.table, self.row = table, row
-
-        @property
-        def control(self) -> PagedTable:
-            """The table whose cursor it is."""
-            return self.table
+            self.row = row
 
     class Opened(Highlighted):
         """The row was chosen with enter or a second click."""
@@ -119,7 +109,7 @@ class PagedTable(Acting, ScrollView, can_focus=True):
         self.set_reactive(PagedTable.cursor, max(0, min(cursor, count - 1)))
         self._show_cursor()
         self.refresh()
-        self.post_message(self.Highlighted(self, self.row))
+        self.post_message(self.Highlighted(self.row))
         return self.generation
 
     def put(self, first: int, rows: Sequence[Row], generation: int) -> None:
@@ -132,7 +122,7 @@ class PagedTable(Acting, ScrollView, can_focus=True):
             self._pages.popitem(last=False)
         self.refresh()
         if first <= self.cursor < first + PAGE:
-            self.post_message(self.Highlighted(self, self.row))
+            self.post_message(self.Highlighted(self.row))
 
     def update(self, index: int, row: Row) -> None:
         """Draw one row anew, if its page is here."""
@@ -157,7 +147,7 @@ class PagedTable(Acting, ScrollView, can_focus=True):
         if page is None:
             if number not in self._asked:
                 self._asked.add(number)
-                self.post_message(self.Wanted(self, number * PAGE, self.generation))
+                self.post_message(self.Wanted(number * PAGE, self.generation))
             return None
         self._pages.move_to_end(number)
         return page[index % PAGE] if index % PAGE < len(page) else None
@@ -217,7 +207,7 @@ class PagedTable(Acting, ScrollView, can_focus=True):
         """Keep the cursor in sight and say where it stands."""
         self._show_cursor()
         self.refresh()
-        self.post_message(self.Highlighted(self, self.row))
+        self.post_message(self.Highlighted(self.row))
 
     def _show_cursor(self) -> None:
         # The heading covers the first line in sight: a row lies one line below its index.
@@ -259,7 +249,7 @@ class PagedTable(Acting, ScrollView, can_focus=True):
     def do_open(self) -> None:
         """Open the row under the cursor."""
         if self.row is not None:
-            self.post_message(self.Opened(self, self.row))
+            self.post_message(self.Opened(self.row))
 
     def on_click(self, event: Click) -> None:
         """A click moves the cursor, a second one opens."""
