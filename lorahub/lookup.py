@@ -6,7 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from lorahub.adapter import Adapter, Reference
-from lorahub.errors import ConflictError, NotFoundError
+from lorahub.errors import ConflictError, LorahubError, NotFoundError
+from lorahub.integrity import check_unchanged
 from store import Catalog
 
 
@@ -61,9 +62,22 @@ def _pulled(catalog: Catalog, reference: Reference) -> Adapter | None:
 
 
 def with_content(catalog: Catalog, content_hash: str, used: Collection[str]) -> Adapter | None:
-    """An adapter of that content; one not among the names ``used``, where there are several."""
-    found = catalog.by_hash(content_hash)
-    return next((a for a in found if a.name not in used), next(iter(found), None))
+    """An adapter of that content.
+
+    Of several, one whose files are unchanged, and not among the names ``used`` if there is one.
+    """
+    found = sorted(catalog.by_hash(content_hash), key=lambda a: a.name in used)
+    if len(found) > 1:
+        return next((a for a in found if _unchanged(a)), found[0])
+    return next(iter(found), None)
+
+
+def _unchanged(adapter: Adapter) -> bool:
+    try:
+        check_unchanged(adapter)
+    except LorahubError:
+        return False
+    return True
 
 
 def is_folder(reference: Reference) -> bool:

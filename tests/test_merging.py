@@ -217,3 +217,15 @@ def test_a_folder_here_does_not_stand_in_for_a_catalog_name(
     shutil.copytree(EXAMPLES / "manuals", tmp_path / "here" / "unknown")
     merged = merge(workspace, "cat", sources=[{"adapter": "unknown"}], output={"name": "n"})
     assert workspace.get("unknown").origin.folder == tmp_path / "here" / "unknown"
+
+
+def test_a_copy_that_changed_does_not_stand_in_for_a_source(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    merge(workspace, "cat")
+    shutil.copytree(EXAMPLES / "packages", tmp_path / "copy")
+    workspace.pull([str(tmp_path / "copy")])
+    weights = tmp_path / "copy" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    assert workspace.verify("m").passed
+    assert workspace.repro("m").same
