@@ -11,6 +11,7 @@ from textual.app import App, SystemCommand
 from textual.message import Message
 from textual.reactive import reactive
 from textual.screen import Screen
+from textual.widget import Widget
 from textual.worker import get_current_worker
 
 from lorahub.adapter import Adapter
@@ -235,7 +236,12 @@ class LorahubApp(Acting, App[None]):
         from tui.screens.jump import JumpDialog
 
         screen = self.screen
-        self.push_screen(JumpDialog(screen), screen.set_focus)
+
+        def focus(pane: Widget | None) -> None:
+            if pane is not None:
+                screen.set_focus(pane)
+
+        self.push_screen(JumpDialog(screen), focus)
 
     def do_theme(self) -> None:
         """The next theme."""
