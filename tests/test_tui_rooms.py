@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from textual.widgets import TabbedContent, TextArea
 
 from lorahub.workspace import Workspace
-from tests.conftest import write_adapter
+from tests.conftest import EXAMPLES, write_adapter
 from tests.terminal import NARROW, Terminal, run
 from tui.widgets.paged_table import PagedTable
 
@@ -48,5 +49,27 @@ def test_leaving_jump_mode_stays_where_one_was(home: Path) -> None:
         assert isinstance(before, PagedTable)
         await t.press("ctrl+o", "escape")
         assert t.app.screen.focused is before
+
+    run(home, scenario, NARROW)
+
+
+def test_a_recipe_that_cannot_be_read_says_so_beside_it_and_undo_gives_it_back(home: Path) -> None:
+    with Workspace.open(home) as workspace:
+        workspace.pull([str(EXAMPLES / n) for n in ("languages", "manuals")])
+
+    async def scenario(t: Terminal) -> None:
+        await t.press("space", "j", "space", "c")
+        screen = t.app.screen
+        screen.query_one("#compose-right", TabbedContent).active = "recipe-tab"
+        area = screen.query_one(TextArea)
+        before, text = t.app.draft, area.text
+        area.text = "- 1"
+        await t.idle()
+        assert "recipe: is no map" in t.screen
+        await t.press("u")
+        assert (t.app.draft, area.text) == (before, text)
+        assert "recipe: is no map" not in t.screen
+        await t.press("u")
+        assert len(t.app.draft.inputs) == 1
 
     run(home, scenario, NARROW)

@@ -40,7 +40,7 @@ def outlook(workspace: Workspace, draft: Draft) -> Outlook:
             _known(workspace, source.adapter)
         plan = workspace.plan(recipe)
     except LorahubError as error:
-        return Outlook(problem=error.message + (f"\n{error.hint}" if error.hint else ""))
+        return Outlook(problem=text.spoken(error))
     warnings = list(plan.warnings)
     if draft.name and workspace.catalog.by_name(draft.name) is not None:
         warnings.append(f"an adapter named '{draft.name}' is there already: choose another name")

@@ -109,7 +109,7 @@ class RemoteScreen(Room):
     def on_remote_screen_found(self, event: Found) -> None:
         """Show it, or what went wrong and what to do."""
         if isinstance(event.outcome, LorahubError):
-            self.table.empty = f"{event.outcome.message}\n{event.outcome.hint or ''}"
+            self.table.empty = text.spoken(event.outcome)
             self.table.reset(0)
             return
         self.table.empty = "Nothing found."
