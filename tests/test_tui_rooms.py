@@ -7,10 +7,22 @@ from pathlib import Path
 import pytest
 from textual.widgets import TabbedContent, TextArea
 
+from lorahub.lineage import drawn
+from lorahub.recipe import make_recipe
 from lorahub.workspace import Workspace
 from tests.conftest import EXAMPLES, write_adapter
 from tests.terminal import NARROW, Terminal, run
+from tui.describe import describe
 from tui.widgets.paged_table import PagedTable
+
+
+@pytest.fixture
+def examples_pulled(home: Path) -> Path:
+    """A catalog of two examples."""
+    with Workspace.open(home) as workspace:
+        workspace.pull([str(EXAMPLES / n) for n in ("languages", "manuals")])
+    return home
+
 
 LONG = "an-adapter-whose-name-is-longer-than-its-column"
 
@@ -53,10 +65,9 @@ def test_leaving_jump_mode_stays_where_one_was(home: Path) -> None:
     run(home, scenario, NARROW)
 
 
-def test_a_recipe_that_cannot_be_read_says_so_beside_it_and_undo_gives_it_back(home: Path) -> None:
-    with Workspace.open(home) as workspace:
-        workspace.pull([str(EXAMPLES / n) for n in ("languages", "manuals")])
-
+def test_a_recipe_that_cannot_be_read_says_so_and_undo_gives_it_back(
+    examples_pulled: Path,
+) -> None:
     async def scenario(t: Terminal) -> None:
         await t.press("space", "j", "space", "c")
         screen = t.app.screen
@@ -72,4 +83,56 @@ def test_a_recipe_that_cannot_be_read_says_so_beside_it_and_undo_gives_it_back(h
         await t.press("u")
         assert len(t.app.draft.inputs) == 1
 
+    run(examples_pulled, scenario, NARROW)
+
+
+def test_a_command_longer_than_the_line_is_cut_and_says_so(home: Path) -> None:
+    async def scenario(t: Terminal) -> None:
+        t.app.command = f"lorahub merge /a/{'folder/' * 20}recipe.yaml"
+        await t.idle()
+        line = t.screen.splitlines()[-2]
+        assert line.startswith(" $ lorahub merge /a/folder/")
+        assert line.rstrip().endswith("…")
+
     run(home, scenario, NARROW)
+
+
+def _merged(workspace: Workspace, first: str, second: str, name: str) -> None:
+    sources = [{"adapter": first}, {"adapter": second}]
+    workspace.merge(make_recipe({"method": "cat", "sources": sources, "output": {"name": name}}))
+
+
+def test_export_of_a_merge_shows_its_buttons(examples_pulled: Path) -> None:
+    with Workspace.open(examples_pulled) as workspace:
+        _merged(workspace, "languages", "manuals", "a-merge")
+
+    async def scenario(t: Terminal) -> None:
+        await t.press("e")
+        assert "recipe.yaml" in t.screen
+        assert "bytes in all" in t.screen
+        assert "Cancel" in t.screen
+
+    run(examples_pulled, scenario, NARROW)
+
+
+def test_a_name_that_cannot_be_stands_in_the_way_of_a_merge(examples_pulled: Path) -> None:
+    async def scenario(t: Terminal) -> None:
+        await t.press("space", "j", "space", "c", "m")
+        await t.type("a/b")
+        await t.press("enter")
+        assert not t.app.running
+        assert "'a/b' cannot be a name" in t.said
+
+    run(examples_pulled, scenario, NARROW)
+
+
+def test_lineage_shows_all_generations_both_ways(examples_pulled: Path) -> None:
+    with Workspace.open(examples_pulled) as workspace:
+        _merged(workspace, "languages", "manuals", "once")
+        _merged(workspace, "once", "manuals", "twice")
+        down = describe(workspace, "languages").lineage
+        up = describe(workspace, "twice").lineage
+        assert "\n".join(drawn(workspace.impact("languages"))[1:]) in down
+        assert "twice" in down
+        assert "\n".join(drawn(workspace.lineage("twice"))) in up
+        assert "languages" in up

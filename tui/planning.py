@@ -10,6 +10,7 @@ from statistics import median
 
 from lorahub.engine.plan import Plan
 from lorahub.errors import LorahubError, NotFoundError
+from lorahub.output import check_name
 from lorahub.workspace import Workspace
 from tui import text
 from tui.draft import Draft
@@ -35,6 +36,8 @@ class Outlook:
 def outlook(workspace: Workspace, draft: Draft) -> Outlook:
     """Plan a draft from what the catalog knows; nothing is pulled."""
     try:
+        if draft.name:
+            check_name(draft.name)
         recipe = draft.anchored(Path.cwd()).recipe()
         for source in recipe.sources:
             _known(workspace, source.adapter)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.markup import escape
 from textual.widgets import Static, TabbedContent, TabPane, TextArea
 
 from lorahub.errors import LorahubError
 from lorahub.methods.registry import get
+from lorahub.output import check_name
 from tui import figures, inputs, text
 from tui.acting import app_of
 from tui.actions import bindings
@@ -133,7 +133,7 @@ class ComposeScreen(ComposeReading):
             draft = from_yaml(event.text_area.text, self.draft)
         except LorahubError as error:
             self._unreadable = True
-            self._plan_says(Outlook(problem=text.spoken(error)))
+            self.say_plan(Outlook(problem=text.spoken(error)))
             return
         if self._unreadable and draft == self.draft:
             self.read_outlook(draft)
@@ -143,16 +143,7 @@ class ComposeScreen(ComposeReading):
     def on_compose_reading_planned(self, event: ComposeReading.Planned) -> None:
         """Show the plan of the present recipe."""
         if event.draft == self.draft:
-            self._plan_says(event.outlook)
-
-    def _plan_says(self, outlook: Outlook) -> None:
-        warnings = (("warning", warning) for warning in outlook.warnings)
-        table = text.facts([("problem", outlook.problem), *outlook.facts, *warnings])
-        self.query_one("#plan", Static).update(table)
-        # In sight from every tab: the text that is wrong is not on the plan's.
-        first = outlook.problem.partition("\n")[0]
-        self.query_one("#compose-right").border_subtitle = f"! {escape(first)}" if first else ""
-        self.problem = outlook.problem
+            self.say_plan(event.outlook)
 
     def on_compose_reading_compared(self, event: ComposeReading.Compared) -> None:
         """Show the conflicts, or why there are none."""
@@ -288,9 +279,15 @@ class ComposeScreen(ComposeReading):
         self.app.push_screen(dialog, self._named)
 
     def _named(self, name: str | None) -> None:
-        if name:
-            app_of(self).edit(self.draft.with_name(name))
-            self._merge()
+        if not name:
+            return
+        try:
+            named = self.draft.with_name(check_name(name))
+        except LorahubError as error:
+            app_of(self).complain(error)
+            return
+        app_of(self).edit(named)
+        self._merge()
 
     def _merge(self) -> None:
         draft = self.draft.anchored(Path.cwd())
