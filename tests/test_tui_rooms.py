@@ -11,6 +11,7 @@ from lorahub.lineage import drawn
 from lorahub.recipe import make_recipe
 from lorahub.workspace import Workspace
 from tests.conftest import EXAMPLES, write_adapter
+from tests.loopback_hub.server import LoopbackHub
 from tests.terminal import NARROW, Terminal, run
 from tui.describe import describe
 from tui.widgets.paged_table import PagedTable
@@ -136,3 +137,27 @@ def test_lineage_shows_all_generations_both_ways(examples_pulled: Path) -> None:
         assert "twice" in down
         assert "\n".join(drawn(workspace.lineage("twice"))) in up
         assert "languages" in up
+
+
+def test_remote_shows_what_changed_since_and_pulls_it(
+    home: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {p.name: p.read_bytes() for p in (EXAMPLES / "packages").iterdir()}
+    other = (EXAMPLES / "manuals" / "adapter_model.safetensors").read_bytes()
+    hub.add_repo("ann/packages", files)
+    monkeypatch.setenv("HF_TOKEN", "hf_ann")
+    with Workspace.open(home) as workspace:
+        workspace.pull(["ann/packages"])
+    commit = hub.commit("ann/packages", {"adapter_model.safetensors": other})
+
+    async def scenario(t: Terminal) -> None:
+        await t.press("6", "U")
+        assert t.app.command == "lorahub update"
+        assert "↑ ann/packages" in t.screen
+        assert "state          changed" in t.screen
+        await t.press("enter")
+        await t.done("update")
+        assert t.app.running[0].state == "finished", t.app.running[0]
+        assert commit in {a.revision for a in t.app.workspace.catalog.hub_adapters()}
+
+    run(home, scenario, NARROW)
