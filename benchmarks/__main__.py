@@ -1,6 +1,7 @@
 """Run every benchmark."""
 
 from benchmarks import (
+    batch,
     catalog,
     elementwise_module,
     extract_module,
@@ -26,6 +27,7 @@ for part in (
     packs,
     similar,
     tui,
+    batch,
 ):
     print(f"== {part.__name__}")
     part.main()

@@ -137,8 +137,8 @@ def main(words: list[str] | None = None) -> None:
     """Run what the words say; all of it without any."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--weightings", type=int, default=100)
-    parser.add_argument("--layers", type=int, default=LLAMA_2_7B[0])
+    parser.add_argument("--weightings", type=int, default=20)
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--only", choices=["many", "jobs", "sweep", "killed"])
     parser.add_argument("--child", type=Path)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from lorahub.adapter import Adapter, Module, canonical_base
+from lorahub.adapter import Adapter, Module
 from lorahub.errors import (
     IncompatibleError,
     InvalidRecipeError,
@@ -97,34 +97,6 @@ def check_kinds(adapters: Sequence[Adapter]) -> None:
             raise UnsupportedAdapterError(
                 f"'{adapter.name}' cannot be merged: {reasons}", hint="leave it out of the merge"
             )
-
-
-def common_base(adapters: Sequence[Adapter], wanted: str | None, warnings: list[str]) -> str | None:
-    """The base model of the result; disagreements go to ``warnings`` or are refused."""
-    named = {a.name: canonical_base(a.info.base_model) for a in adapters}
-    known = sorted({b for b in named.values() if b})
-    if wanted is not None:
-        if canonical_base(wanted) is None:
-            raise InvalidRecipeError(
-                f"base model '{wanted}' is not a Hub id", hint="give it as owner/name"
-            )
-        if any(b != wanted for b in known):
-            warnings.append(f"the sources name {', '.join(known)}; {wanted} is written as asked")
-        return wanted
-    if len(known) > 1:
-        who = "; ".join(f"'{n}' is for {b or 'an unknown base'}" for n, b in named.items())
-        raise IncompatibleError(
-            f"the adapters are for different base models: {who}",
-            hint="merge adapters of one base model, or say --base ID if these are the same model",
-        )
-    unknown = [n for n, b in named.items() if b is None]
-    if unknown:
-        raise IncompatibleError(
-            f"the base model is unknown for {', '.join(repr(n) for n in unknown)} "
-            "(base_model_name_or_path is empty or a local path)",
-            hint="say which Hub model they are for with --base owner/name",
-        )
-    return known[0]
 
 
 def check_same(one: Adapter, a: Module, other: Adapter, b: Module, method: Method) -> None:
