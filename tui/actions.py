@@ -111,6 +111,7 @@ ACTIONS: tuple[Action, ...] = (
     # Remote
     Action("filter", "remote", "slash", "Search", "Type what to look for.", shown=True),
     Action("pull", "remote", "L", "Pull", "Pull the highlighted repository.", shown=True),
+    Action("update", "remote", "U", "Updates", "Ask which pulled adapters changed since."),
     Action("back", "remote", "escape", "Back", "From the line to what was found."),
     Action("copy", "remote", "y", "Copy name", "Copy the repository's name."),
 )  # fmt: skip

@@ -11,12 +11,13 @@ from textual.app import App, SystemCommand
 from textual.message import Message
 from textual.reactive import reactive
 from textual.screen import Screen
+from textual.widget import Widget
 from textual.worker import get_current_worker
 
 from lorahub.adapter import Adapter
 from lorahub.errors import LorahubError
 from lorahub.workspace import Workspace
-from tui import themes
+from tui import text, themes
 from tui.acting import Acting
 from tui.actions import bindings
 from tui.draft import Draft, Edits, from_body
@@ -186,8 +187,7 @@ class LorahubApp(Acting, App[None]):
 
     def complain(self, error: LorahubError) -> None:
         """Show an error with what to do about it."""
-        hint = f"\n{error.hint}" if error.hint else ""
-        self.notify(f"{error.message}{hint}", severity="error", timeout=10, markup=False)
+        self.notify(text.spoken(error), severity="error", timeout=10, markup=False)
 
     def edit(self, draft: Draft, *, typing: bool = False) -> None:
         """Take a changed recipe; it can be undone."""
@@ -235,7 +235,12 @@ class LorahubApp(Acting, App[None]):
         from tui.screens.jump import JumpDialog
 
         screen = self.screen
-        self.push_screen(JumpDialog(screen), screen.set_focus)
+
+        def focus(pane: Widget | None) -> None:
+            if pane is not None:
+                screen.set_focus(pane)
+
+        self.push_screen(JumpDialog(screen), focus)
 
     def do_theme(self) -> None:
         """The next theme."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from lorahub.adapter import Adapter
 from lorahub.errors import LorahubError
+from lorahub.lineage import drawn
 from lorahub.record import Record
 from lorahub.workspace import Workspace
 from tui import text
 
 CARD_LIMIT = 20_000
-DEEPEST = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +108,12 @@ def _modules(adapter: Adapter) -> str:
 
 
 def _lineage(workspace: Workspace, adapter: Adapter) -> Iterator[str]:
-    yield adapter.name + (f"  ({adapter.method})" if adapter.method else "")
-    yield from _parents(workspace, adapter.id, 1)
+    yield from drawn(workspace.lineage(adapter.name))
     yield from _verification(adapter)
-    children = workspace.catalog.children(adapter.id)
-    if children:
-        yield ""
-        yield "Merged into"
-        yield from (f"  {child}" for child in children)
+    impact = workspace.impact(adapter.name)
+    if impact.branches:
+        yield "\nMerged into"
+        yield from drawn(impact)[1:]
 
 
 def _verification(adapter: Adapter) -> Iterator[str]:
@@ -131,11 +129,3 @@ def _verification(adapter: Adapter) -> Iterator[str]:
     yield f"\nVerified: off by {check.worst_error:.1e} at worst, {check.tolerance:.0e} is allowed"
     for parent, kept in zip(record.parents, check.retained, strict=True):
         yield f"  {text.bar(kept, 10)} {kept:6.1%} of {parent.reference} kept"
-
-
-def _parents(workspace: Workspace, adapter_id: int, depth: int) -> Iterator[str]:
-    for parent in workspace.catalog.parents(adapter_id):
-        gone = "" if parent.parent_id is not None else "  (no longer in the catalog)"
-        yield f"{'  ' * depth}{parent.reference}  weight {text.number(parent.weight)}{gone}"
-        if parent.parent_id is not None and depth < DEEPEST:
-            yield from _parents(workspace, parent.parent_id, depth + 1)

@@ -10,6 +10,7 @@ from statistics import median
 
 from lorahub.engine.plan import Plan
 from lorahub.errors import LorahubError, NotFoundError
+from lorahub.output import check_name
 from lorahub.workspace import Workspace
 from tui import text
 from tui.draft import Draft
@@ -35,12 +36,14 @@ class Outlook:
 def outlook(workspace: Workspace, draft: Draft) -> Outlook:
     """Plan a draft from what the catalog knows; nothing is pulled."""
     try:
+        if draft.name:
+            check_name(draft.name)
         recipe = draft.anchored(Path.cwd()).recipe()
         for source in recipe.sources:
             _known(workspace, source.adapter)
         plan = workspace.plan(recipe)
     except LorahubError as error:
-        return Outlook(problem=error.message + (f"\n{error.hint}" if error.hint else ""))
+        return Outlook(problem=text.spoken(error))
     warnings = list(plan.warnings)
     if draft.name and workspace.catalog.by_name(draft.name) is not None:
         warnings.append(f"an adapter named '{draft.name}' is there already: choose another name")

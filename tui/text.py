@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 from rich.text import Text
 
+from lorahub.errors import LorahubError
+
 BLOCKS = " ▏▎▍▌▋▊▉█"
 STEPS = "▁▂▃▄▅▆▇█"
 SHADES = " ░▒▓█"
@@ -97,3 +99,8 @@ def facts(pairs: Iterable[tuple[str, str]]) -> Table:
 def ending(words: str, width: int) -> str:
     """The end of the text in at most that many characters: of paths, what tells them apart."""
     return words if len(words) <= width else f"…{words[1 - width :]}"
+
+
+def spoken(error: LorahubError) -> str:
+    """What was wrong, and below it what to do."""
+    return f"{error.message}\n{error.hint}" if error.hint else error.message

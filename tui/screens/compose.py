@@ -11,7 +11,8 @@ from textual.widgets import Static, TabbedContent, TabPane, TextArea
 
 from lorahub.errors import LorahubError
 from lorahub.methods.registry import get
-from tui import figures, text
+from lorahub.output import check_name
+from tui import figures, inputs, text
 from tui.acting import app_of
 from tui.actions import bindings
 from tui.draft import Draft, Input, from_yaml
@@ -21,15 +22,8 @@ from tui.planning import Outlook
 from tui.screens.ask import AskDialog
 from tui.screens.compose_reading import ComposeReading
 from tui.widgets.method_form import MethodForm
-from tui.widgets.paged_table import PAGE, Column, PagedTable, Row
+from tui.widgets.paged_table import PagedTable, Row
 
-COLUMNS = (
-    Column("input", 0),
-    Column("weight", 7, importance=8, right=True),
-    Column("share", 10, importance=4),
-    Column("r", 5, importance=2, right=True),
-)
-EMPTY = "Nothing to merge yet.\nPick adapters in Browse (1) with space,\nor write the recipe."
 STEP = 0.05
 OF_AN_INPUT = {"more", "less", "weigh", "mute", "negate", "drop"}
 
@@ -41,11 +35,13 @@ class ComposeScreen(ComposeReading):
     BINDINGS = bindings("compose")
     help = "Weights are those of the deltas. The form and the YAML are two views of one recipe."
 
+    _unreadable = False
+
     def body(self) -> ComposeResult:
         """Inputs over the form; the plan, the recipe and the conflicts beside them."""
         with Horizontal():
             with Vertical(id="compose-left"):
-                yield PagedTable(COLUMNS, id="inputs")
+                yield PagedTable(inputs.COLUMNS, id="inputs")
                 yield MethodForm()
             with TabbedContent(id="compose-right", classes="pane"):
                 with TabPane("Plan", id="plan-tab"), VerticalScroll():
@@ -57,7 +53,7 @@ class ComposeScreen(ComposeReading):
 
     def on_mount(self) -> None:
         """Follow the recipe."""
-        self.inputs.empty = EMPTY
+        self.inputs.empty = inputs.EMPTY
         self.inputs.focus()
         self.watch(app_of(self), "draft", self._show)
         self.watch(app_of(self), "basket", self._show_inputs, init=False)
@@ -86,11 +82,16 @@ class ComposeScreen(ComposeReading):
         except LorahubError:
             same = False
         if not same:
-            with area.prevent(TextArea.Changed):
-                area.text = self.draft.to_yaml() if self.draft.inputs else ""
-            area.border_subtitle = ""
+            self._write()
+        self._unreadable = False
         self.read_outlook(self.draft)
         self.say_command()
+
+    def _write(self) -> None:
+        area = self.query_one("#recipe", TextArea)
+        with area.prevent(TextArea.Changed):
+            area.text = self.draft.to_yaml() if self.draft.inputs else ""
+        self._unreadable = False
 
     def _show_inputs(self) -> None:
         self.inputs.reset(
@@ -102,20 +103,7 @@ class ComposeScreen(ComposeReading):
         self.inputs.border_title = text.plural(count, "input")
 
     def _rows(self, first: int) -> list[Row]:
-        found = {a.name: a for a in app_of(self).basket}
-        top = max((abs(i.weight) for i in self.draft.inputs), default=1.0) or 1.0
-        rows = []
-        for one in self.draft.inputs[first : first + PAGE]:
-            adapter = found.get(one.adapter)
-            rank = text.ranks(adapter.info.ranks[0], adapter.info.ranks[-1]) if (
-                adapter and adapter.info.ranks
-            ) else "?"  # fmt: skip
-            name = f"{one.adapter}  (muted)" if one.muted else one.adapter
-            share = text.bar(abs(one.weight) / top, 10)
-            mark = "m" if one.muted else "-" if one.weight < 0 else " "
-            cells = (name, text.number(one.weight), share, rank)
-            rows.append(Row(one, cells, mark, dim=one.muted))
-        return rows
+        return inputs.rows(self.draft, app_of(self).basket, first)
 
     def on_paged_table_wanted(self, event: PagedTable.Wanted) -> None:
         """Further inputs."""
@@ -144,20 +132,18 @@ class ComposeScreen(ComposeReading):
         try:
             draft = from_yaml(event.text_area.text, self.draft)
         except LorahubError as error:
-            self._plan_says(Outlook(problem=f"{error.message}\n{error.hint or ''}"))
+            self._unreadable = True
+            self.say_plan(Outlook(problem=text.spoken(error)))
             return
+        if self._unreadable and draft == self.draft:
+            self.read_outlook(draft)
+        self._unreadable = False
         app_of(self).edit(draft, typing=True)
 
     def on_compose_reading_planned(self, event: ComposeReading.Planned) -> None:
         """Show the plan of the present recipe."""
         if event.draft == self.draft:
-            self._plan_says(event.outlook)
-
-    def _plan_says(self, outlook: Outlook) -> None:
-        warnings = (("warning", warning) for warning in outlook.warnings)
-        table = text.facts([("problem", outlook.problem), *outlook.facts, *warnings])
-        self.query_one("#plan", Static).update(table)
-        self.problem = outlook.problem
+            self.say_plan(event.outlook)
 
     def on_compose_reading_compared(self, event: ComposeReading.Compared) -> None:
         """Show the conflicts, or why there are none."""
@@ -170,11 +156,11 @@ class ComposeScreen(ComposeReading):
     def on_compose_reading_suggested(self, event: ComposeReading.Suggested) -> None:
         """Take what was suggested into the recipe; undo takes it back."""
         draft = self.draft.with_rest(**event.changes)
-        inputs = (
+        weighted = (
             i.weighted(event.weights[i.adapter]) if i.adapter in event.weights else i
             for i in draft.inputs
         )
-        app_of(self).edit(replace(draft, inputs=tuple(inputs)))
+        app_of(self).edit(replace(draft, inputs=tuple(weighted)))
         self.app.notify(event.reason, title="suggested", timeout=12, markup=False)
 
     # Actions
@@ -187,7 +173,7 @@ class ComposeScreen(ComposeReading):
             return self.problem
         if name in {"conflicts", "suggest"} and len(self._live()) < 2:
             return "it takes two inputs that are not muted"
-        if name == "undo" and not app_of(self).edits.past:
+        if name == "undo" and not (self._unreadable or app_of(self).edits.past):
             return "there is nothing to undo"
         if name == "redo" and not app_of(self).edits.future:
             return "there is nothing to do again"
@@ -243,7 +229,11 @@ class ComposeScreen(ComposeReading):
         self._change(self._input.weighted(float(value)))
 
     def do_undo(self) -> None:
-        """Back by one."""
+        """Back by one: a text that is no recipe becomes the recipe again, and that is all."""
+        if self._unreadable:
+            self._write()
+            self.read_outlook(self.draft)
+            return
         app_of(self).edits.undo()
         app_of(self).draft = app_of(self).edits.draft
 
@@ -289,9 +279,15 @@ class ComposeScreen(ComposeReading):
         self.app.push_screen(dialog, self._named)
 
     def _named(self, name: str | None) -> None:
-        if name:
-            app_of(self).edit(self.draft.with_name(name))
-            self._merge()
+        if not name:
+            return
+        try:
+            named = self.draft.with_name(check_name(name))
+        except LorahubError as error:
+            app_of(self).complain(error)
+            return
+        app_of(self).edit(named)
+        self._merge()
 
     def _merge(self) -> None:
         draft = self.draft.anchored(Path.cwd())

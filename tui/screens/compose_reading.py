@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from textual import work
+from textual.markup import escape
 from textual.message import Message
+from textual.widgets import Static
 from textual.worker import get_current_worker
 
 from lorahub.errors import LorahubError
+from tui import text
 from tui.acting import app_of
 from tui.draft import Draft
 from tui.jobs import ask
@@ -85,3 +88,13 @@ class ComposeReading(Room):
         self.post_message(
             self.Suggested(changes, dict(zip(names, found["weights"], strict=True)), found)
         )
+
+    def say_plan(self, outlook: Outlook) -> None:
+        """Show a plan, or what stands in its way."""
+        warnings = (("warning", warning) for warning in outlook.warnings)
+        table = text.facts([("problem", outlook.problem), *outlook.facts, *warnings])
+        self.query_one("#plan", Static).update(table)
+        # In sight from every tab: the text that is wrong is not on the plan's.
+        first = outlook.problem.partition("\n")[0]
+        self.query_one("#compose-right").border_subtitle = f"! {escape(first)}" if first else ""
+        self.problem = outlook.problem

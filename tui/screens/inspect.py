@@ -90,8 +90,7 @@ class InspectScreen(Room):
         if event.names != self._names:
             return
         if isinstance(event.outcome, LorahubError):
-            hint = f"\n{event.outcome.hint}" if event.outcome.hint else ""
-            self._say(f"{event.outcome.message}{hint}")
+            self._say(text.spoken(event.outcome))
             return
         self._found = event.outcome
         self._show()

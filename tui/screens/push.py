@@ -105,8 +105,7 @@ class PushDialog(Dialog[bool]):
     def on_push_dialog_tried(self, event: Tried) -> None:
         """Show the outcome; a push can follow a dry run that went well."""
         if isinstance(event.outcome, LorahubError):
-            hint = f"\n{event.outcome.hint}" if event.outcome.hint else ""
-            self._say(f"{event.outcome.message}{hint}")
+            self._say(text.spoken(event.outcome))
             return
         self._say("\n".join(f"{k}: {_plain(v)}" for k, v in event.outcome.items() if v))
         self.query_one("#yes", Button).disabled = False

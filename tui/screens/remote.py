@@ -34,6 +34,8 @@ COLUMNS = (
 )
 OPTIONS = ("base", "task", "author", "license", "sort", "remote")
 LIMIT = "50"
+UPDATE = ["update"]
+NONE_FOLLOWS = "Nothing in the catalog came from a Hub and follows it."
 EMPTY = (
     "/ and enter ask the Hub: words, base:owner/name, task:, author:, license:, sort:likes.\n"
     "Enter on a repository pulls it. What is pulled is in Browse (1)."
@@ -53,6 +55,8 @@ class RemoteScreen(Room):
         def __init__(self, outcome: Sequence[Mapping[str, Any]] | LorahubError) -> None:
             super().__init__()
             self.outcome = outcome
+
+    _updates = False
 
     def body(self) -> ComposeResult:
         """What to look for, what was found, and the one under the cursor."""
@@ -79,8 +83,8 @@ class RemoteScreen(Room):
         return row.value if row is not None else None
 
     def command(self) -> str:
-        """`lorahub discover`."""
-        return shlex.join(["lorahub", *self._words()])
+        """`lorahub discover`, or `lorahub update`."""
+        return shlex.join(["lorahub", *(UPDATE if self._updates else self._words())])
 
     def _words(self) -> list[str]:
         parts = pairs(self.query_one(Input).value)
@@ -90,14 +94,21 @@ class RemoteScreen(Room):
 
     def on_input_changed(self) -> None:
         """The command follows."""
+        self._updates = False
         self.say_command()
 
     def on_input_submitted(self) -> None:
         """Ask."""
+        self._updates = False
+        self._ask(self._words())
+
+    def _ask(self, words: list[str]) -> None:
+        self.say_command()
         self.table.empty = "asking the Hub ..."
+        self.table.border_title = ""
         self.table.reset(0)
         self.table.focus()
-        self._discover(self._words())
+        self._discover(words)
 
     @work(exclusive=True, exit_on_error=False)
     async def _discover(self, words: list[str]) -> None:
@@ -109,11 +120,12 @@ class RemoteScreen(Room):
     def on_remote_screen_found(self, event: Found) -> None:
         """Show it, or what went wrong and what to do."""
         if isinstance(event.outcome, LorahubError):
-            self.table.empty = f"{event.outcome.message}\n{event.outcome.hint or ''}"
+            self.table.empty = text.spoken(event.outcome)
             self.table.reset(0)
             return
-        self.table.empty = "Nothing found."
-        rows = [_row(entry) for entry in event.outcome]
+        self.table.empty = NONE_FOLLOWS if self._updates else "Nothing found."
+        entries = map(_updated, event.outcome) if self._updates else event.outcome
+        rows = [_row(entry) for entry in entries]
         self.table.reset(len(rows), rows)
         self.table.border_title = f"{len(rows)} repositories"
 
@@ -145,6 +157,11 @@ class RemoteScreen(Room):
         """To the line."""
         self.query_one(Input).focus()
 
+    def do_update(self) -> None:
+        """By `lorahub update`, in a child process."""
+        self._updates = True
+        self._ask(UPDATE)
+
     def do_back(self) -> None:
         """To what was found."""
         self.table.focus()
@@ -153,6 +170,10 @@ class RemoteScreen(Room):
         """As a job."""
         assert self.entry is not None
         name = str(self.entry["repo_id"])
+        if self._updates:
+            known = str(self.entry["name"])
+            app_of(self).submit([*UPDATE, known, "--pull", "--json"], f"update {known}")
+            return
         remote = [w for k, v in pairs(self.query_one(Input).value) if k == "remote"
                   for w in ("--remote", v)]  # fmt: skip
         app_of(self).submit(["pull", f"hf://{name}", *remote, "--events", "jsonl"], f"pull {name}")
@@ -175,8 +196,21 @@ def _row(entry: Mapping[str, Any]) -> Row:
         str(entry.get("license") or "-"),
         f"{entry.get('downloads') or 0:,}",
     )
-    mark = "●" if entry.get("name") else "!" if entry.get("error") else " "
+    mark = (
+        "↑"
+        if entry.get("state") == "changed"
+        else "●"
+        if entry.get("name")
+        else "!"
+        if entry.get("error")
+        else " "
+    )
     return Row(entry, cells, mark, dim=bool(entry.get("error")))
+
+
+def _updated(update: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `lorahub update` says of an adapter, as what was found."""
+    return {**update["adapter"], **{k: update[k] for k in ("state", "moved_to", "error")}}
 
 
 def _described(entry: Mapping[str, Any]) -> str:
@@ -184,6 +218,8 @@ def _described(entry: Mapping[str, Any]) -> str:
     lines = [
         ("repository", entry["repo_id"]),
         ("in the catalog", entry.get("name")),
+        ("state", entry.get("state")),
+        ("now", entry.get("moved_to")),
         ("problem", error.get("message")),
         ("base model", entry.get("base_model")),
         ("task", entry.get("task")),

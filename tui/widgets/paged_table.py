@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any, ClassVar
 
 from rich.cells import cell_len, set_cell_size
@@ -163,7 +164,11 @@ class PagedTable(Acting, ScrollView, can_focus=True):
         index = self.scroll_offset.y + y - 1
         base = self.get_component_rich_style("paged-table--row")
         if index >= self.count:
-            text = self.empty.split("\n") if not self.count else []
+            text = [] if self.count else [
+                part
+                for line in self.empty.split("\n")
+                for part in wrap(line, max(1, width - 3)) or [""]
+            ]  # fmt: skip
             line = text[y - 2] if 0 <= y - 2 < len(text) else ""
             return Strip([Segment(set_cell_size(f"  {line}", width), base)], width)
         row = self._row(index)
@@ -194,7 +199,9 @@ class PagedTable(Acting, ScrollView, can_focus=True):
         parts = [f"{mark} "]
         for column, cell in zip(columns, cells, strict=True):
             room = column.width or flexible
-            text = fit(cell, room)
+            # Only fixed columns bring a gap after them.
+            last = column is columns[-1]
+            text = fit(cell, room if column.width or last else room - GAP)
             pad = room - cell_len(text)
             parts.append(" " * pad + text if column.right else text + " " * pad)
             if column.width:
