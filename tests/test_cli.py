@@ -390,3 +390,17 @@ def test_a_recipe_stands_alone(filled: Path, tmp_path: Path) -> None:
     missing = call("merge", tmp_path / "nope.yaml")
     assert missing.returncode == ExitCode.INVALID
     assert "lorahub recipes new" in missing.stderr
+
+
+def test_ls_shows_no_rank_where_none_is_known(home: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "other"
+    folder.mkdir()
+    save_file(
+        {"model.layers.0.q_proj.lora_a": torch.ones(4, 6)}, folder / "adapter_model.safetensors"
+    )
+    ok("pull", folder)
+    (row,) = (line.split("\t") for line in ok("ls").splitlines() if line.startswith("other"))
+    assert row[2] == "-"

@@ -199,3 +199,13 @@ def test_the_command_is_partial_when_one_fails(workspace: Workspace, tmp_path: P
     assert (done.exit_code, body["status"]) == (8, "partial")
     assert body["result"][1]["error"]["code"] == "usage"
     assert CliRunner().invoke(app, ["eval", "m", "--with", "nothing.yaml"]).exit_code == 5
+
+
+def test_an_unchanged_copy_of_a_source_is_read(workspace: Workspace, tmp_path: Path) -> None:
+    before = score(workspace, "factors")
+    copy = shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    workspace.pull([str(copy)])
+    with (copy / "adapter_model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\0\0\0\1")
+    assert score(workspace, "factors") == before

@@ -124,6 +124,13 @@ def search(
             sink.note(f"nothing has '{text}'; these have '{meant}'")
 
 
+def _rank(row: AdapterSummary) -> str:
+    if not row.rank_max:
+        return "-"
+    low, high = row.rank_min, row.rank_max
+    return f"{high}" if low == high else f"{low}..{high}"
+
+
 def _print_rows(rows: list[AdapterSummary], workspace: Workspace, *, as_json: bool) -> None:
     if as_json:
         scored = workspace.catalog.evaluations([r.id for r in rows])
@@ -135,7 +142,7 @@ def _print_rows(rows: list[AdapterSummary], workspace: Workspace, *, as_json: bo
             (
                 r.name,
                 r.base or r.base_model,
-                r.rank_max if r.rank_min == r.rank_max else f"{r.rank_min}..{r.rank_max}",
+                _rank(r),
                 ",".join(r.targets),
                 r.dtype,
                 sink.size(r.weights_bytes),

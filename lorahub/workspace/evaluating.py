@@ -10,6 +10,7 @@ from lorahub.adapter import Adapter
 from lorahub.errors import LorahubError, NotFoundError, UsageError
 from lorahub.events import Advanced, Listener, PhaseStarted, Warned, ignore
 from lorahub.integrity import check_unchanged
+from lorahub.lookup import with_content
 from lorahub.record import Record
 from lorahub.workspace.pulling import Pulling
 from store import Evaluation
@@ -86,15 +87,15 @@ class Evaluating(Pulling):
                 "merge relates to its sources",
                 hint="give a suite of your own with --with, or see `lorahub compare`",
             )
-        parents = []
+        parents: list[Adapter] = []
         for parent in record.parents:
-            found = self.catalog.by_hash(parent.content_hash)
-            if not found:
+            found = with_content(self.catalog, parent.content_hash, {p.name for p in parents})
+            if found is None:
                 raise NotFoundError(
                     f"source '{parent.reference}' of '{adapter.name}' is no longer in the catalog",
                     hint=f"pull it again: `lorahub pull {parent.pinned}`",
                 )
-            parents.append(found[0])
+            parents.append(found)
         check = record.verification
         figures = {"truncation": check.truncation, "retained": min(check.retained)}
         figures |= {
