@@ -21,7 +21,7 @@ from lorahub.engine.compare import Comparison, Norms, compare, plan_of
 from lorahub.engine.plan import Plan
 from lorahub.engine.survey import UNEVEN
 from lorahub.engine.weights import spread
-from lorahub.errors import IncompatibleError, InvalidRecipeError
+from lorahub.errors import IncompatibleError, InvalidRecipeError, UsageError
 from lorahub.events import Listener, ignore
 from lorahub.kernels.allocation import parse_budget
 from lorahub.methods.registry import get
@@ -115,10 +115,15 @@ def suggest(
         listener: Receives progress.
 
     Raises:
+        UsageError: Fewer than two adapters.
         InvalidRecipeError: A rank or budget that makes no sense, or both.
         IncompatibleError: An adapter that is zero in every module.
         LorahubError: As `lorahub.engine.compare.compare`.
     """
+    if len(adapters) < 2:
+        raise UsageError(
+            "a suggestion needs at least two adapters", hint="name another; see `lorahub ls`"
+        )
     room = _room(plan_of(adapters), rank, budget, dtype)
     comparison = compare(adapters, workers=workers, listener=listener)
     silent = [n.adapter for n in comparison.norms if n.norm == 0]

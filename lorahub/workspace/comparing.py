@@ -88,10 +88,6 @@ class Comparing(Pulling):
             UsageError: Fewer than two adapters.
             LorahubError: What `lorahub.engine.suggest.suggest` raises.
         """
-        if len(references) < 2:
-            raise UsageError(
-                "a suggestion needs at least two adapters", hint="name another; see `lorahub ls`"
-            )
         from lorahub.engine.suggest import suggest
 
         adapters = [self._source(r, listener) for r in references]
