@@ -33,7 +33,17 @@ def filled(home: Path) -> Path:
 @pytest.fixture
 def slow(home: Path) -> Path:
     """Two adapters whose merge by TIES takes seconds."""
-    modules = {f"layers.{i}.q": (1024, 1024, 8) for i in range(30)}
+    return _two_adapters(home, 30)
+
+
+@pytest.fixture
+def endless(home: Path) -> Path:
+    """Two adapters whose merge by TIES takes longer than anything a test does meanwhile."""
+    return _two_adapters(home, 600)
+
+
+def _two_adapters(home: Path, layers: int) -> Path:
+    modules = {f"layers.{i}.q": (1024, 1024, 8) for i in range(layers)}
     with Workspace.open(home) as workspace:
         for seed, name in enumerate(("one", "other")):
             folder = write_adapter(home.parent / name, modules, seed=seed)
@@ -192,7 +202,7 @@ def test_failed_merge_says_what_to_do(filled: Path) -> None:
     run(filled, scenario)
 
 
-def test_cancel_pause_and_queue(slow: Path) -> None:
+def test_cancel_pause_and_queue(endless: Path) -> None:
     async def scenario(t: Terminal) -> None:
         await _merge_slowly(t, "a", "b")
         await t.press("3")
@@ -201,7 +211,7 @@ def test_cancel_pause_and_queue(slow: Path) -> None:
         await t.press("j", "space")
         await t.until(lambda: t.app.running[1].state == "paused")
         assert "paused" in t.screen
-        assert "of 30 modules" in t.screen
+        assert "of 600 modules" in t.screen
         await t.press("k", "x")
         await t.until(lambda: len(t.app.running) == 1)
         await t.press("x")
@@ -210,8 +220,8 @@ def test_cancel_pause_and_queue(slow: Path) -> None:
         await t.press("4")
         assert "interrupted" in t.screen
 
-    run(slow, scenario)
-    assert not (slow / "adapters" / "a").exists()
+    run(endless, scenario)
+    assert not (endless / "adapters" / "a").exists()
 
 
 def test_killed_job_is_repeated_and_outlives_the_application(slow: Path) -> None:
