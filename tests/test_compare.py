@@ -316,3 +316,13 @@ def test_a_plot_that_cannot_be_written(home: Path, tmp_path: Path) -> None:
         with pytest.raises(StorageError, match="cannot be written"):
             workspace.compare(names, plot=tmp_path / "no" / "x.svg")
     assert not list(tmp_path.glob("*.svg"))
+
+
+def test_quantised_twins_of_one_base_are_compared(tmp_path: Path) -> None:
+    one, other = (
+        load(write_adapter(tmp_path / name, {"q": (4, 4, 2)}, seed=seed, base=base))
+        for seed, (name, base) in enumerate(
+            (("one", "meta-llama/Llama-2-7b-hf"), ("other", "unsloth/llama-2-7b-bnb-4bit"))
+        )
+    )
+    assert [n.adapter for n in compare([one, other]).norms] == ["one", "other"]

@@ -28,23 +28,36 @@ def common_base(adapters: Sequence[Adapter], wanted: str | None, warnings: list[
     alike = stated.pop() if len(stated) == 1 else None
     if alike is not None and "/" in alike:
         return alike
-    sure = {b.name for b in bases.values() if b.sure and b.name}
-    if len(sure) > 1:
-        who = "; ".join(f"'{n}' is for {b.name or 'an unknown base'}" for n, b in bases.items())
-        raise IncompatibleError(
-            f"the adapters are for different base models: {who}",
-            hint="merge adapters of one base model, or say --base ID if these are the same model",
-        )
+    base = _not_different(
+        bases, "merge adapters of one base model, or say --base ID if these are the same model"
+    )
     unsure = {n: b for n, b in bases.items() if not b.sure}
-    if unsure:
+    if unsure or base is None:
         raise _asked_for(unsure)
-    (base,) = sure
     warnings += [
         f"{n}: its base model is taken to be {b.name}: {b.reason}"
         for n, b in bases.items()
         if b.confidence is Confidence.LIKELY
     ]
     return base
+
+
+def known_base(adapters: Sequence[Adapter]) -> str | None:
+    """The base model of those adapters that tell it, None where none does.
+
+    Raises:
+        IncompatibleError: They are for different base models.
+    """
+    bases = {a.name: a.base or identify(a.info) for a in adapters}
+    return _not_different(bases, "compare adapters of one base model")
+
+
+def _not_different(bases: dict[str, BaseIdentity], hint: str) -> str | None:
+    sure = sorted({b.name for b in bases.values() if b.sure and b.name})
+    if len(sure) > 1:
+        who = "; ".join(f"'{n}' is for {b.name or 'an unknown base'}" for n, b in bases.items())
+        raise IncompatibleError(f"the adapters are for different base models: {who}", hint=hint)
+    return sure[0] if sure else None
 
 
 def _as_wanted(wanted: str, bases: dict[str, BaseIdentity], warnings: list[str]) -> str:

@@ -15,10 +15,11 @@ from itertools import combinations
 
 import torch
 
-from lorahub.adapter import Adapter, canonical_base
+from lorahub.adapter import Adapter
+from lorahub.bases import known_base
 from lorahub.engine.batches import Batches, name_the_bad_factor
 from lorahub.engine.plan import Plan, PlannedModule, make_plan
-from lorahub.errors import IncompatibleError, UsageError
+from lorahub.errors import UsageError
 from lorahub.events import Listener, ignore
 from lorahub.kernels.relations import Cosines, Relations, sign_conflict
 from lorahub.kernels.stack import Stack
@@ -227,15 +228,7 @@ def plan_of(adapters: Sequence[Adapter]) -> Plan:
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"'{name}' is named twice", hint="name each adapter once")
-    bases = [canonical_base(a.info.base_model) for a in adapters]
-    if len({b for b in bases if b}) > 1:
-        named = zip(names, bases, strict=True)
-        who = "; ".join(f"'{n}' is for {b or 'an unknown base'}" for n, b in named)
-        raise IncompatibleError(
-            f"the adapters are for different base models: {who}",
-            hint="compare adapters of one base model",
-        )
-    base = next((b for b in bases if b), _NO_BASE)
+    base = known_base(adapters) or _NO_BASE
     return make_plan(adapters, [1.0] * len(names), get("cat"), {}, base_model=base)
 
 

@@ -10,7 +10,7 @@ depend on the axes; functions here name theirs. All of it is float64.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
@@ -19,13 +19,13 @@ from torch import Tensor
 from lorahub.kernels.lowrank import whitened
 from lorahub.kernels.stack import Mix, Stack, factorised, products
 
-_NEGLIGIBLE = 1e-6
+NEGLIGIBLE = 1e-6
 """Singular values below this share of the largest count as zero."""
 
 _WELL_APART = 1e-4
 """Share of the largest squared singular value above which all are known from a Gram matrix."""
 
-_ROUNDING = 1e-10
+ROUNDING = 1e-10
 """Entries below this share of all adapters together hold nothing but rounding."""
 
 
@@ -68,7 +68,7 @@ class CoreSpace:
             (products(column.mT, column) * products(row.mT, row)).sum((-2, -1))
             for column, row in pairs
         ]
-        return torch.stack(squares).sum(0).clamp_min(0).sqrt() * _ROUNDING
+        return torch.stack(squares).sum(0).clamp_min(0).sqrt() * ROUNDING
 
     def module(self, i: int) -> CoreSpace:
         """The space of module i alone."""
@@ -81,7 +81,6 @@ Decomposition = tuple[Tensor, Tensor, Tensor]
 """U (m, R, R), singular values (m, R), descending, and Vᵀ (m, R, R) of a core."""
 
 Combine = Callable[[CoreSpace], Tensor | Decomposition]
-Axes = tuple[Tensor, Tensor]
 
 
 def core_space(stack: Stack) -> CoreSpace:
@@ -129,13 +128,13 @@ def flattened(stack: Stack, combine: Combine, rank: int | None = None) -> Mix:
     if len(space.columns) < 2:
         return merged(stack, combine, rank)
     U, sigma, Vh = _decomposed(combine(space))
-    alive = _alive(sigma, space)
-    level = (sigma * alive).sum(-1) / alive.sum(-1).clamp_min(1)
-    return _mix(stack, space, U, level[:, None] * alive, Vh, rank, importance=sigma * alive)
+    kept = non_zero(sigma, space)
+    level = (sigma * kept).sum(-1) / kept.sum(-1).clamp_min(1)
+    return _mix(stack, space, U, level[:, None] * kept, Vh, rank, importance=sigma * kept)
 
 
 def _decomposed(core: Tensor | Decomposition) -> Decomposition:
-    return _svd(core) if isinstance(core, Tensor) else core
+    return svd(core) if isinstance(core, Tensor) else core
 
 
 def _mix(
@@ -159,15 +158,15 @@ def _mix(
     )
 
 
-def _svd(X: Tensor) -> Decomposition:
+def svd(X: Tensor) -> Decomposition:
     """U, the singular values and Vᵀ, thin."""
     U, sigma, Vh = factorised(partial(torch.linalg.svd, full_matrices=False), X)
     return U, sigma, Vh
 
 
-def _alive(sigma: Tensor, space: CoreSpace) -> Tensor:
+def non_zero(sigma: Tensor, space: CoreSpace) -> Tensor:
     """Which singular values are not zero."""
-    return sigma > torch.maximum(sigma[..., :1] * _NEGLIGIBLE, space.rounding[:, None])
+    return sigma > torch.maximum(sigma[..., :1] * NEGLIGIBLE, space.rounding[:, None])
 
 
 def polar(X: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,8 +187,8 @@ def polar(X: Tensor) -> tuple[Tensor, Tensor]:
     root = torch.where(apart[:, None], values, 1.0).sqrt()
     nearest = products(X, products(vectors / root[:, None, :], vectors.mT))
     if not bool(apart.all()):
-        P, sigma, Qh = _svd(X)
-        kept = sigma > sigma[..., :1] * _NEGLIGIBLE
+        P, sigma, Qh = svd(X)
+        kept = sigma > sigma[..., :1] * NEGLIGIBLE
         slow = products(P * kept[..., None, :], Qh)
         nearest = torch.where(apart[:, None, None], nearest, slow)
     return nearest, apart
@@ -212,7 +211,7 @@ def task_singular_vectors(space: CoreSpace, keep: int | None) -> Decomposition:
 def _triplets(columns: Tensor, rows: Tensor, keep: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Leading singular triplets (U, sigma, V) of ``columns @ rows.mT``, by its thin parts."""
     (Q, K), (P, L) = factorised(torch.linalg.qr, columns), factorised(torch.linalg.qr, rows)
-    U, sigma, Vh = _svd(products(K, L.mT))
+    U, sigma, Vh = svd(products(K, L.mT))
     return products(Q, U[:, :, :keep]), sigma[:, :keep], products(P, Vh.mT[:, :, :keep])
 
 
@@ -225,13 +224,13 @@ def common_and_specific(space: CoreSpace, common: float) -> Decomposition:
         space: At least two adapters.
         common: Share of the dimensions given to the singular vectors of the sum.
     """
-    sizes = torch.minimum(*(_dimension(side) for side in _sides(space))).tolist()
+    sizes = torch.minimum(*(_dimension(side) for side in both_sides(space))).tolist()
     found = [_common_and_specific(space.module(i), size, common) for i, size in enumerate(sizes)]
     U, sigma, Vh = (torch.cat(parts) for parts in zip(*found, strict=True))
     return U, sigma, Vh
 
 
-def _sides(space: CoreSpace) -> tuple[Tensor, Tensor]:
+def both_sides(space: CoreSpace) -> tuple[Tensor, Tensor]:
     """The deltas side by side, and on top of each other, transposed, in shorter bases.
 
     Both are (m, R, sum of ranks), with the left singular vectors and the singular values of the
@@ -252,14 +251,14 @@ def _sides(space: CoreSpace) -> tuple[Tensor, Tensor]:
 def _dimension(side: Tensor) -> Tensor:
     """(m,): the rank of vectors side by side."""
     (squares,) = factorised(lambda X: (torch.linalg.eigvalsh(X),), products(side, side.mT))
-    dimension: Tensor = (squares > squares[:, -1:] * _NEGLIGIBLE**2).sum(-1)
+    dimension: Tensor = (squares > squares[:, -1:] * NEGLIGIBLE**2).sum(-1)
     return dimension
 
 
 def _common_and_specific(space: CoreSpace, size: int, common: float) -> Decomposition:
     tasks = len(space.columns)
     specific = min(round((1 - common) * size / tasks), size // tasks)
-    U, sigma, Vh = _svd(space.total)
+    U, sigma, Vh = svd(space.total)
     first = slice(0, size - tasks * specific)
     shared = U[:, :, first]
     parts = [(shared, sigma[:, first], Vh.mT[:, :, first])]
@@ -275,7 +274,7 @@ def _orthogonalised(
     """Singular triplets (U, sigma, V) side by side, with the nearest orthonormal vectors."""
     sigma = torch.cat([values for _, values, _ in parts], -1)
     # Vectors of singular values that are zero are arbitrary: they must not push others away.
-    largest = sigma.amax(-1) * _NEGLIGIBLE
+    largest = sigma.amax(-1) * NEGLIGIBLE
     alive = sigma > torch.maximum(largest, space.rounding)[:, None]
     # In descending order, and as many as the core has.
     sigma, order = (sigma * alive).sort(dim=-1, descending=True, stable=True)
@@ -286,7 +285,7 @@ def _orthogonalised(
     left, right, sigma = (torch.nn.functional.pad(x, more) for x in (left, right, sigma))
     apart = left_apart & right_apart
     if not bool(apart.all()):
-        found = _svd(products(left * sigma[:, None, :], right.mT))
+        found = svd(products(left * sigma[:, None, :], right.mT))
         left = torch.where(apart[:, None, None], left, found[0])
         sigma = torch.where(apart[:, None], sigma, found[1])
         right = torch.where(apart[:, None, None], right, found[2].mT)
@@ -304,101 +303,14 @@ def centred(space: CoreSpace, keep: int) -> Tensor:
     mean = space.cores.mean(0)
     total = mean
     for core in space.cores:
-        U, sigma, Vh = _svd(core - mean)
+        U, sigma, Vh = svd(core - mean)
         total = total + products(U[:, :, :keep] * sigma[:, None, :keep], Vh[:, :keep])
     return total
-
-
-def axes_of_deltas(space: CoreSpace) -> Axes:
-    """Singular vectors of the deltas side by side (left) and on top of each other (right).
-
-    They depend on the deltas alone, not on how those are split into factors. Axes of no length
-    are zero.
-    """
-    (U, left, _), (V, right, _) = map(_svd, _sides(space))
-    return U * _alive(left, space)[:, None, :], V * _alive(right, space)[:, None, :]
-
-
-def axes_of_factors(stack: Stack, space: CoreSpace) -> Axes:
-    """Singular vectors of the stacked B and of the stacked A, coefficients split evenly.
-
-    They depend on how each delta is split into factors, beyond permutations and signs of ranks.
-    Axes of no length are zero.
-    """
-    (U, left), (V, right) = _factors_svd(stack, space)
-    return (
-        U * (left > left[:, :1] * _NEGLIGIBLE)[:, None, :],
-        V * (right > right[:, :1] * _NEGLIGIBLE)[:, None, :],
-    )
-
-
-def _factors_svd(stack: Stack, space: CoreSpace) -> list[tuple[Tensor, Tensor]]:
-    """Singular vectors and values of the stacked B and of the stacked A, in the bases."""
-    half = stack.coefficients.abs().sqrt()
-    sides = zip((space.left, space.right.mT), stack.precise_grams, strict=True)
-    # The transposed basis times the Gram matrix: the stacked factors' coordinates.
-    found = (_svd(products(W.mT, gram) * half[:, None, :]) for W, gram in sides)
-    return [(U, sigma) for U, sigma, _ in found]
-
-
-def calibrated(stack: Stack, space: CoreSpace) -> CoreSpace:
-    """The cores with the directions that the stacked B has most of scaled down, as in Pico.
-
-    A left direction that holds the share c of the squared norm of the stacked B is multiplied
-    by 1 / (1 + (T - 1) c).
-    """
-    U, sigma = _factors_svd(stack, space)[0]
-    energy = sigma.square()
-    share = energy / energy.sum(-1, keepdim=True).clamp_min(1e-300)
-    alpha = 1 / (1 + (len(space.columns) - 1) * share)
-    damping = products(U * alpha[:, None, :], U.mT)
-    return replace(space, columns=tuple(products(damping, column) for column in space.columns))
 
 
 def with_mean_norm(space: CoreSpace, core: Tensor) -> Tensor:
     """``core`` with the mean norm of the adapters; zero where it is nothing beside them."""
     mean = space.cores.square().sum((-2, -1)).sqrt().mean(0)
     norm = core.square().sum((-2, -1)).sqrt()
-    factor = torch.where(norm > mean * _NEGLIGIBLE, mean / norm.clamp_min(1e-300), 0.0)
+    factor = torch.where(norm > mean * NEGLIGIBLE, mean / norm.clamp_min(1e-300), 0.0)
     return core * factor[:, None, None]
-
-
-def projected_sum(space: CoreSpace, axes: Axes) -> Tensor:
-    """The sum of the cores, projected onto ``axes``."""
-    return _restored(axes, products(products(axes[0].mT, space.total), axes[1]))
-
-
-def ties(space: CoreSpace, axes: Axes, density: float) -> Tensor:
-    """TIES on the entries of the cores along ``axes``: trim, elect a sign, average what agrees.
-
-    Per adapter the share ``density`` of the entries is kept, by magnitude (at least one; of the
-    entries between axes that are not zero). The sign with the larger mass is elected; where the
-    masses balance there is none. Every entry is the mean of the kept ones of the elected sign.
-    """
-    pairs = zip(space.columns, space.rows, strict=True)
-    seen = ((products(axes[0].mT, column), products(axes[1].mT, row)) for column, row in pairs)
-    cores = torch.stack([products(column, row.mT) for column, row in seen])
-    # Rounding has a sign too, and would be counted in the means.
-    cores = torch.where(cores.abs() > space.rounding[:, None, None], cores, 0.0)
-    count = (density * _length(axes[0]) * _length(axes[1])).long().clamp_min(1)
-    size = cores.shape[-2] * cores.shape[-1]
-    bounds = [
-        magnitudes.kthvalue(size - n + 1).values
-        for magnitudes, n in zip(cores.abs().flatten(-2).unbind(1), count.tolist(), strict=True)
-    ]
-    bound = torch.stack(bounds, 1)[..., None, None]
-    kept = torch.where(cores.abs() >= bound, cores, 0.0)
-    mass, whole = kept.sum(0), kept.abs().sum(0)
-    elected = torch.where(mass.abs() > whole * _ROUNDING, mass.sign(), 0.0)
-    agree = kept * elected > 0
-    return _restored(axes, (kept * agree).sum(0) / agree.sum(0).clamp_min(1))
-
-
-def _restored(axes: Axes, core: Tensor) -> Tensor:
-    """What is a core along ``axes``, in the bases of the core space."""
-    return products(products(axes[0], core), axes[1].mT)
-
-
-def _length(axes: Tensor) -> Tensor:
-    """(m,): how many axes are not zero."""
-    return (axes.square().sum(-2) > 0).sum(-1)

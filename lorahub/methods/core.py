@@ -27,7 +27,8 @@ def core(stack: Stack, *, rule: Rule = "ties", density: Density = 0.5, rank: Ran
     `iso_cts`, give the same in core space as outside, and work in it anyway. Use it to follow
     the paper; else prefer `knots`.
     """
-    from lorahub.kernels.core import axes_of_factors, merged, ties
+    from lorahub.kernels.axes import axes_of_factors, ties
+    from lorahub.kernels.core import merged
 
     if rule == "sum":
         return merged(stack, lambda space: space.total, rank)

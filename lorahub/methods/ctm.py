@@ -55,7 +55,8 @@ def ctm(
     subspaces is lorahub's reading of its abstract. Use it to compare with `svd` and `flat` at
     the same rank.
     """
-    from lorahub.kernels.core import axes_of_deltas, mean_rank, merged, projected_sum, ties
+    from lorahub.kernels.axes import axes_of_deltas, projected_sum, ties
+    from lorahub.kernels.core import mean_rank, merged
 
     k = rank or mean_rank(stack)
 

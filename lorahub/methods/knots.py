@@ -43,7 +43,8 @@ def knots(stack: Stack, *, rule: Rule = "ties", density: Density = 0.5, rank: Ra
     largest entries remain, and each entry becomes the mean of those that agree with the
     elected sign. Use it where adapters pull in opposite directions.
     """
-    from lorahub.kernels.core import axes_of_deltas, merged, ties
+    from lorahub.kernels.axes import axes_of_deltas, ties
+    from lorahub.kernels.core import merged
 
     if rule == "sum":
         return merged(stack, lambda space: space.total, rank)

@@ -40,13 +40,8 @@ def pico(
     cancel give zero. The directions depend on how a delta is split between B and A, not on the
     order or the signs of ranks. Use it where adapters write to the same few directions.
     """
-    from lorahub.kernels.core import (
-        calibrated,
-        merged,
-        recomposed,
-        task_singular_vectors,
-        with_mean_norm,
-    )
+    from lorahub.kernels.axes import calibrated
+    from lorahub.kernels.core import merged, recomposed, task_singular_vectors, with_mean_norm
 
     def combine(space: CoreSpace) -> Tensor:
         calm = calibrated(stack, space)
