@@ -35,7 +35,7 @@ class S3:
             self._running = False
             self._server.stop()
 
-    def client(self):  # noqa: ANN201 - boto3 is untyped
+    def client(self):
         """A client of another kind than the one under test."""
         import boto3
 
