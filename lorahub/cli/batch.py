@@ -21,6 +21,9 @@ def batch(
     files: Annotated[
         list[Path], typer.Argument(metavar="RECIPE|FOLDER...", help="Recipe files, or folders.")
     ],
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="URL", help="Storage URL results go to, by name.")
+    ] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes that merge.")] = 1,
     resume: Annotated[
         bool, typer.Option("--resume", help="Also redo results whose recipe or sources changed.")
@@ -64,6 +67,7 @@ def batch(
             outcomes = list(
                 workspace.batch(
                     recipes(),
+                    to=to,
                     jobs=jobs,
                     resume=resume,
                     fail_fast=fail_fast,

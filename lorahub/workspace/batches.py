@@ -14,6 +14,7 @@ from lorahub.config import Config
 from lorahub.errors import ConflictError, LorahubError, PartialError, UsageError
 from lorahub.events import Advanced, Listener, PhaseStarted, Warned, ignore
 from lorahub.merging import Merged, Merger
+from lorahub.storage import stored
 from lorahub.workspace.recipes import Recipes
 from store import Catalog
 
@@ -59,6 +60,7 @@ class Batches(Recipes):
         self,
         recipes: Iterable[Recipe],
         *,
+        to: str | None = None,
         jobs: int = 1,
         executor: Executor | None = None,
         resume: bool = False,
@@ -74,6 +76,8 @@ class Batches(Recipes):
 
         Args:
             recipes: What to merge; they are all read and checked before anything starts.
+            to: Storage URL that every result is exported to as well, under its name, as soon as
+                it is made. What is there already is downloaded instead of merged again.
             jobs: How many processes merge at a time, each on one core; 1 is this process.
             executor: Where to merge instead.
             resume: Also make again the results of earlier merges whose recipe or sources have
@@ -87,12 +91,17 @@ class Batches(Recipes):
             ConflictError: Two recipes have one output.
             InvalidRecipeError: A recipe is wrong, or some need each other in a circle.
             UsageError: A recipe without an output, or fewer than one job.
+            LorahubError: The store does not answer, as `lorahub.storage.stored`.
         """
+        from lorahub.batch import sent_to
         from lorahub.executors import Here, Processes
 
         if jobs < 1:
             raise UsageError(f"{jobs} jobs cannot merge anything", hint="give 1 or more")
         items = self._ordered(recipes, Merger(self.config, self.catalog))
+        if to is not None:
+            stored(to)
+            items = [sent_to(item, to) for item in items]
         if executor is None:
             executor = Here() if jobs == 1 or len(items) < 2 else Processes(jobs)
         return self._outcomes(items, executor, resume, fail_fast, device, listener)
@@ -193,6 +202,7 @@ class Batches(Recipes):
         listener: Listener,
     ) -> Merged:
         plan = self._plan(item.recipe, find, listener)
+        self._bring_back(item.recipe, plan, merger, listener)
 
         def merge(*, force: bool) -> Merged:
             return merger.merge(
@@ -211,7 +221,7 @@ class Batches(Recipes):
                     break
                 if last or not there:
                     raise
-        self._hand_on(item.recipe, merged.adapter.name)
+        self._hand_on(item.recipe, merged.adapter.name, resume=resume)
         return merged
 
 
