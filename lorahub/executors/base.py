@@ -35,6 +35,10 @@ class Executor(Protocol):
         """How many groups are made at a time."""
 
     @property
+    def hosts(self) -> tuple[str, ...]:
+        """Names of the machines where they are made."""
+
+    @property
     def elsewhere(self) -> bool:
         """Whether workers are other processes, to which ``start`` is pickled."""
 

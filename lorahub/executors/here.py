@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Generator, Sequence
 
 from lorahub.batch import Outcome
@@ -13,6 +14,7 @@ class Here:
     """The executor that needs nobody else."""
 
     jobs = 1
+    hosts = (socket.gethostname(),)
     elsewhere = False
 
     def run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Collection, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 class Processes:
     """The executor for the cores of one machine."""
 
+    hosts = (socket.gethostname(),)
     elsewhere = True
 
     def __init__(self, jobs: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -16,7 +17,7 @@ from lorahub.events import Advanced, Listener, PhaseStarted, Warned, ignore
 from lorahub.merging import Merged, Merger
 from lorahub.storage import stored
 from lorahub.workspace.recipes import Recipes
-from store import Catalog
+from store import Catalog, is_local
 
 if TYPE_CHECKING:
     from lorahub.batch import Forecast, Item, Outcome
@@ -94,16 +95,13 @@ class Batches(Recipes):
             LorahubError: The store does not answer, as `lorahub.storage.stored`.
         """
         from lorahub.batch import sent_to
-        from lorahub.executors import Here, Processes
+        from lorahub.executors import choose
 
-        if jobs < 1:
-            raise UsageError(f"{jobs} jobs cannot merge anything", hint="give 1 or more")
+        executor = executor or choose(None, jobs=jobs)
         items = self._ordered(recipes, Merger(self.config, self.catalog))
         if to is not None:
             stored(to)
             items = [sent_to(item, to) for item in items]
-        if executor is None:
-            executor = Here() if jobs == 1 or len(items) < 2 else Processes(jobs)
         return self._outcomes(items, executor, resume, fail_fast, device, listener)
 
     def _outcomes(
@@ -151,6 +149,12 @@ class Batches(Recipes):
         listener: Listener,
     ) -> Start:
         """What makes a worker of ``executor`` ready."""
+        elsewhere = [host for host in executor.hosts if host != socket.gethostname()]
+        if elsewhere and is_local(self.config.database):
+            raise UsageError(
+                f"{elsewhere[0]} cannot write this catalog, which is a file of this machine",
+                hint="keep the catalog in PostgreSQL: set LORAHUB_DATABASE_URL",
+            )
         find = self._finder(items, _only_warnings(listener))
         if not executor.elsewhere:
             return partial(_One, self, find, resume, device, None)
