@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from lorahub import packing
 from lorahub.adapter import Adapter
 from lorahub.events import Listener, ignore
-from lorahub.output import new_file, new_folder
+from lorahub.output import folder_name, new_file, new_folder
 from lorahub.packing import PackInfo, PackInput
 
 
@@ -81,8 +80,3 @@ def unpack(
         with new_folder(member.folder, locks) as partial:
             packing.unpack(path, member.name, partial)
     return tuple(wanted)
-
-
-def folder_name(name: str) -> str:
-    """A member's name as one folder name: names in a pack come from strangers."""
-    return re.sub(r"[^\w.@-]", "-", name).lstrip(".")[:100] or "member"

@@ -22,7 +22,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from lorahub.errors import InvalidRecipeError
+from lorahub.errors import InvalidRecipeError, UsageError
+from lorahub.urls import canonical
 
 AUTO = "auto"
 """Method of a recipe that leaves method, scale and rank to the adapters' figures."""
@@ -32,6 +33,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Url = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9+-]*://")]
 Weight = Annotated[float, Field(allow_inf_nan=False)]
 _ByPattern = dict[Annotated[str, Field(min_length=1)], Weight]
 
@@ -50,10 +52,20 @@ class SourceSpec(_Strict):
 
 
 class ExportSpec(_Strict):
-    """A copy of the result in a folder of its own."""
+    """A copy of the result in a folder of its own, on this machine or at a storage URL."""
 
-    folder: Path
+    folder: Annotated[Url | Path, Field(union_mode="left_to_right")]
     format: Literal["peft", "equal-ranks"] = "peft"
+
+    @field_validator("folder", mode="before")
+    @classmethod
+    def _canonical(cls, value: object) -> object:
+        if not isinstance(value, str) or "://" not in value:
+            return value
+        try:
+            return canonical(value)
+        except UsageError as error:
+            raise ValueError(error.message) from error
 
 
 class PushSpec(_Strict):
@@ -71,6 +83,13 @@ class OutputSpec(_Strict):
     folder: Path | None = None
     export: tuple[ExportSpec, ...] = ()
     push: PushSpec | None = None
+
+    @field_validator("folder", mode="before")
+    @classmethod
+    def _local(cls, value: object) -> object:
+        if isinstance(value, str) and "://" in value:
+            raise ValueError("results are made in a local folder; a URL belongs in 'export'")
+        return value
 
 
 class VerifySpec(_Strict):

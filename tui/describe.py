@@ -44,7 +44,8 @@ def describe(workspace: Workspace, name: str) -> Description:
     """
     adapter = workspace.get(name)
     info, origin = adapter.info, adapter.origin
-    where = f"{origin.repo_id}@{origin.revision}" if origin.repo_id else str(origin.folder)
+    where = f"{origin.repo_id}@{origin.revision}" if origin.repo_id else ""
+    where = where or origin.url or str(origin.folder)
     exports = workspace.catalog.exports(adapter.id)
     pushes = workspace.catalog.pushes(adapter.id)
     facts = (

@@ -41,7 +41,7 @@ def ls(
     task: Annotated[str | None, typer.Option("--task", help="PEFT task type.")] = None,
     method: Annotated[str | None, typer.Option("--method", help="Merged by this method.")] = None,
     source: Annotated[
-        str | None, typer.Option("--source", help="hub, folder, merge or extract.")
+        str | None, typer.Option("--source", help="hub, store, folder, merge or extract.")
     ] = None,
     since: Annotated[
         str | None, typer.Option("--since", help="Catalogued then or later: 2026-01-31 (UTC).")
@@ -182,6 +182,7 @@ def show(reference: Ref, as_json: sink.Json = False) -> None:
             ("id", info.content_hash[:16]),
             ("source", origin.source.value),
             ("repository", f"{origin.repo_id}@{origin.revision}" if origin.repo_id else None),
+            ("url", origin.url),
             ("folder", str(origin.folder)),
             ("format", info.format),
             ("type", info.peft_type),
