@@ -104,6 +104,11 @@ def test_a_command_gets_the_folder_and_its_figures_are_kept(
     score(workspace, chosen)
     score(workspace, "factors")
     assert [e.suite for e in workspace.evaluations(workspace.get("m"))] == ["factors", "suite"]
+    header, *listed = CliRunner().invoke(app, ["ls"]).stdout.splitlines()
+    assert header.endswith("\tFIGURES")
+    truncation = workspace.evaluations(workspace.get("m"))[0].figures["truncation"]
+    assert listed[0].endswith(f"\tfactors truncation {truncation:.4g}, suite size 1")
+    assert listed[1].endswith("\tyes\t-")
     shown = CliRunner().invoke(app, ["show", "m"]).stdout
     assert "suite\tsize 1" in shown
     rows = json.loads(CliRunner().invoke(app, ["ls", "--json"]).stdout)
