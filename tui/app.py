@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,7 @@ class LorahubApp(Acting, App[None]):
         screen = self.state.screen if self.state.screen in modes.MODES else "browse"
         await self.switch_mode(screen)
         self._watch_jobs()
+        self.call_after_refresh(_spare_collections)
 
     def on_unmount(self) -> None:
         """Remember where the user was."""
@@ -270,6 +272,12 @@ class LorahubApp(Acting, App[None]):
             self.jobs.stop_all()
         if answer is not None:
             self.exit()
+
+
+def _spare_collections() -> None:
+    """What is there at the first paint stays: no later collection visits it, while a key waits."""
+    gc.collect()
+    gc.freeze()
 
 
 def _draft_of(state: State) -> Draft:
