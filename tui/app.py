@@ -43,8 +43,7 @@ class LorahubApp(Acting, App[None]):
     CSS_PATH = "styles.tcss"
     BINDINGS = bindings("app")
     MODES = modes.MODES
-    ENABLE_COMMAND_PALETTE = True
-    COMMAND_PALETTE_BINDING = "ctrl+p"
+    ENABLE_COMMAND_PALETTE = False  # its key would hide the one of `tui.actions`
     HORIZONTAL_BREAKPOINTS = [  # noqa: RUF012 - as textual declares it
         (0, "-narrow"),
         (100, "-wide"),
@@ -72,6 +71,7 @@ class LorahubApp(Acting, App[None]):
 
     def __init__(self, workspace: Workspace) -> None:
         super().__init__()
+        self.use_command_palette = True
         self.workspace = workspace
         self.home: Path = workspace.config.home
         self.jobs = Jobs(self.home)

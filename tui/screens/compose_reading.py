@@ -11,7 +11,6 @@ from textual.message import Message
 from textual.worker import get_current_worker
 
 from lorahub.errors import LorahubError
-from tui import text
 from tui.acting import app_of
 from tui.draft import Draft
 from tui.jobs import ask
