@@ -139,8 +139,7 @@ class AdapterInfo:
     @property
     def content_hash(self) -> str:
         """Identity of the adapter: sha256 (hex) over the hashes of its config and weights."""
-        text = f"adapter_config.json {self.config_sha256}\nweights {self.weights_sha256}\n"
-        return hashlib.sha256(text.encode()).hexdigest()
+        return content_hash_of(self.config_sha256, self.weights_sha256)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -161,6 +160,12 @@ class AdapterInfo:
     def parameters(self) -> int:
         """Number of values in all factors."""
         return sum(m.parameters for m in self.modules)
+
+
+def content_hash_of(config_sha256: str, weights_sha256: str) -> str:
+    """`AdapterInfo.content_hash` from the sha256 (hex) of its two files; empty where none is."""
+    text = f"adapter_config.json {config_sha256}\nweights {weights_sha256}\n"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,8 +274,9 @@ class Reference:
     """A reference as a user types it, parsed but not resolved.
 
     ``owner/name[@revision]`` and ``hf://owner/name[@revision]`` mean the Hub,
-    ``https://HOST/owner/name[@revision]`` another one, a path that starts with ``.``, ``/`` or
-    ``~`` a folder, ``FILE.mos#NAME`` a member of a pack, everything else a catalog name or id.
+    ``https://HOST/owner/name[@revision]`` another one, any other address with ``://`` a folder at
+    a storage URL (``s3://BUCKET/FOLDER``), a path that starts with ``.``, ``/`` or ``~`` a
+    folder, ``FILE.mos#NAME`` a member of a pack, everything else a catalog name or id.
     ``owner/name`` may also be a catalog name or an existing folder; resolving decides.
 
     Attributes:
@@ -282,6 +288,7 @@ class Reference:
         endpoint: Address of the Hub, where it is named (``https://HOST``), else None.
         pack: Path of a pack file, for a member of one (``FILE.mos#NAME``), else None.
         member: Name of that member, else None.
+        is_url: Whether it is a storage URL.
     """
 
     text: str
@@ -292,6 +299,7 @@ class Reference:
     endpoint: str | None = None
     pack: str | None = None
     member: str | None = None
+    is_url: bool = False
 
     _PACK = re.compile(r"(?P<file>.+\.mos)(?:#(?P<member>.+))?\Z", re.DOTALL)
     _HUB = re.compile(
@@ -303,6 +311,8 @@ class Reference:
     @classmethod
     def parse(cls, text: str) -> Reference:
         """Parse one reference; never fails, since any other text may be a catalog name."""
+        if is_url(text):
+            return cls(text, is_url=True)
         packed = cls._PACK.match(text)
         if packed is not None:
             return cls(text, pack=packed["file"], member=packed["member"])
@@ -313,6 +323,11 @@ class Reference:
             return cls(text)
         is_hub = text.startswith(("hf://", "http://", "https://"))
         return cls(text, match["repo"], match["rev"], is_hub=is_hub, endpoint=match["endpoint"])
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is a storage URL (``s3://...``), which those of a Hub are not."""
+    return bool(re.match(r"(?!(?:hf|https?)://)[A-Za-z][A-Za-z0-9+-]*://", text))
 
 
 _LOCAL_PATH = re.compile(r"^(?:[A-Za-z]:[\\/]|[/\\~.])|\\|/.*/")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -70,6 +71,16 @@ class Outcome:
     truncation: float | None = None
     retained: float | None = None
     error: LorahubError | None = None
+
+
+def groups(items: Iterable[Item], most: int | None = None) -> list[tuple[Item, ...]]:
+    """Runs of items that share their sources, of at most ``most`` items each."""
+    found: list[tuple[Item, ...]] = []
+    for _, run in groupby(items, key=lambda item: item.sources):
+        group = tuple(run)
+        size = most or len(group)
+        found += [group[i : i + size] for i in range(0, len(group), size)]
+    return found
 
 
 @dataclass(frozen=True, slots=True)

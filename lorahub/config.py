@@ -48,7 +48,7 @@ class Config:
     """
 
     home: Path
-    database_url: str | None = None
+    database_url: str | None = field(default=None, repr=False)  # it may hold a password
     endpoint: str | None = None
     token_env: str | None = None
     remotes: Mapping[str, Remote] = field(default_factory=dict)

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorahub.adapter import Adapter
 from lorahub.config import Config
-from lorahub.errors import ConflictError, LorahubError, PartialError, ResourceError, UsageError
+from lorahub.errors import ConflictError, LorahubError, PartialError, UsageError
 from lorahub.events import Advanced, Listener, PhaseStarted, Warned, ignore
 from lorahub.merging import Merged, Merger
 from lorahub.workspace.recipes import Recipes
-from store import Catalog
+from store import Catalog, is_local
 
 if TYPE_CHECKING:
-    from multiprocessing.synchronize import Event
-
     from lorahub.batch import Forecast, Item, Outcome
+    from lorahub.executors import Executor, Group, Start, Worker
     from lorahub.recipe import Recipe
+
+GROUP_MERGES = 16
+"""Most merges that are handed to another process at once, and begun at once under fail_fast."""
 
 
 class Batches(Recipes):
@@ -62,6 +61,7 @@ class Batches(Recipes):
         recipes: Iterable[Recipe],
         *,
         jobs: int = 1,
+        executor: Executor | None = None,
         resume: bool = False,
         fail_fast: bool = False,
         device: str = "auto",
@@ -76,9 +76,11 @@ class Batches(Recipes):
         Args:
             recipes: What to merge; they are all read and checked before anything starts.
             jobs: How many processes merge at a time, each on one core; 1 is this process.
+            executor: Where to merge instead.
             resume: Also make again the results of earlier merges whose recipe or sources have
                 changed since, where they otherwise are conflicts.
-            fail_fast: Begin nothing more after a failure.
+            fail_fast: Begin nothing more after a failure; some merges with the same sources may
+                have been begun together with the one that failed.
             device: As for `merge`.
             listener: Receives the phase ``batch``.
 
@@ -87,24 +89,24 @@ class Batches(Recipes):
             InvalidRecipeError: A recipe is wrong, or some need each other in a circle.
             UsageError: A recipe without an output, or fewer than one job.
         """
-        if jobs < 1:
-            raise UsageError(f"{jobs} jobs cannot merge anything", hint="give 1 or more")
+        from lorahub.executors import choose
+
+        executor = executor or choose(None, jobs=jobs)
         items = self._ordered(recipes, Merger(self.config, self.catalog))
-        return self._outcomes(items, jobs, resume, fail_fast, device, listener)
+        return self._outcomes(items, executor, resume, fail_fast, device, listener)
 
     def _outcomes(
         self,
         items: list[Item],
-        jobs: int,
+        executor: Executor,
         resume: bool,
         fail_fast: bool,
         device: str,
         listener: Listener,
     ) -> Generator[Outcome, None, None]:
-        from lorahub.batch import Outcome
+        from lorahub.batch import Outcome, groups
 
         listener(PhaseStarted("batch", len(items), "merges"))
-        run = self._here if jobs == 1 or len(items) < 2 else self._in_processes(jobs)
         missing: set[str] = set()
         stopped = False
 
@@ -115,8 +117,11 @@ class Batches(Recipes):
             why = f"'{lacking[0]}', which it needs, is missing" if lacking else "not begun"
             return Outcome(item.name, "skipped", item.target, error=PartialError(why))
 
+        share = -(-len(items) // (2 * executor.jobs))
+        most = min(GROUP_MERGES, share) if executor.elsewhere or fail_fast else None
+        start = self._start(items, executor, resume, device, listener)
         done = 0
-        with closing(run(items, hindered, resume, device, listener)) as outcomes:
+        with closing(executor.run(groups(items, most), hindered, start)) as outcomes:
             for outcome in outcomes:
                 if outcome.error is not None:
                     missing.add(outcome.name)
@@ -126,38 +131,32 @@ class Batches(Recipes):
                 listener(Advanced("batch", done, outcome.name))
                 yield outcome
 
-    def _here(
+    def _start(
         self,
         items: list[Item],
-        hindered: Callable[[Item], Outcome | None],
+        executor: Executor,
         resume: bool,
         device: str,
         listener: Listener,
-    ) -> Generator[Outcome, None, None]:
-        one = _One(self, self._finder(items, _only_warnings(listener)), resume, device, None)
-        for item in items:
-            yield hindered(item) or one(item)
-
-    def _in_processes(self, jobs: int) -> Callable[..., Generator[Outcome, None, None]]:
-        def run(
-            items: list[Item],
-            hindered: Callable[[Item], Outcome | None],
-            resume: bool,
-            device: str,
-            listener: Listener,
-        ) -> Generator[Outcome, None, None]:
-            # Sources are pulled here once; the workers find them in the catalog.
-            find = self._finder(items, _only_warnings(listener))
-            names = {item.name for item in items}
-            for source in sorted({s for item in items for s in item.sources} - names):
-                try:
-                    find(source)
-                except LorahubError:
-                    continue  # it is the outcome of every merge that needs it
-            start = partial(_start, self.config, names, resume, device)
-            yield from _spread(items, hindered, jobs, start)
-
-        return run
+    ) -> Start:
+        """What makes a worker of ``executor`` ready."""
+        elsewhere = [host for host in executor.hosts if host != socket.gethostname()]
+        if elsewhere and is_local(self.config.database):
+            raise UsageError(
+                f"{elsewhere[0]} cannot write this catalog, which is a file of this machine",
+                hint="keep the catalog in PostgreSQL: set LORAHUB_DATABASE_URL",
+            )
+        find = self._finder(items, _only_warnings(listener))
+        if not executor.elsewhere:
+            return partial(_One, self, find, resume, device, None)
+        # Sources are pulled here once; the workers find them in the catalog.
+        names = {item.name for item in items}
+        for source in sorted({s for item in items for s in item.sources} - names):
+            try:
+                find(source)
+            except LorahubError:
+                continue  # it is the outcome of every merge that needs it
+        return partial(start_worker, self.config, names, resume, device)
 
     def _ordered(self, recipes: Iterable[Recipe], merger: Merger) -> list[Item]:
         from lorahub.batch import check_method, ordered
@@ -220,72 +219,6 @@ class Batches(Recipes):
         return merged
 
 
-def _spread(
-    items: Sequence[Item],
-    hindered: Callable[[Item], Outcome | None],
-    jobs: int,
-    start: Callable[[Event], None],
-) -> Generator[Outcome, None, None]:
-    """Merge in ``jobs`` processes, each item after what it needs.
-
-    When a process is killed, what was under way begins again in new ones; what is lost so twice
-    has failed.
-    """
-    from lorahub.batch import Outcome
-
-    waiting = list(reversed(items))
-    running: dict[Future[Outcome], Item] = {}
-    done: set[str] = set()
-    lost: Counter[str] = Counter()
-    pool: ProcessPoolExecutor | None = None
-    context = get_context("spawn")
-    stop = context.Event()
-    try:
-        while waiting or running:
-            broken, blocked = False, []
-            if pool is None:
-                pool = ProcessPoolExecutor(jobs, context, start, (stop,))
-            while waiting and len(running) < 2 * jobs and not broken:
-                item = waiting.pop()
-                outcome = hindered(item)
-                if outcome is not None:
-                    done.add(item.name)
-                    yield outcome
-                elif item.needs <= done:
-                    try:
-                        running[pool.submit(_merge, item)] = item
-                    except BrokenProcessPool:
-                        broken = True
-                        blocked.append(item)
-                else:
-                    blocked.append(item)
-            waiting += reversed(blocked)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                item = running.pop(future)
-                try:
-                    outcome = future.result()
-                except BrokenProcessPool:
-                    broken = True
-                    lost[item.name] += 1
-                    if lost[item.name] == 1:
-                        waiting.append(item)
-                        continue
-                    error = ResourceError(
-                        "its process was killed, twice",
-                        hint="repeat the batch with fewer --jobs: memory may have run out",
-                    )
-                    outcome = Outcome(item.name, "failed", item.target, error=error)
-                done.add(item.name)
-                yield outcome
-            if broken and not running:
-                pool.shutdown(wait=False)
-                pool = None
-    finally:
-        stop.set()
-        if pool is not None:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
 class _One:
     """Makes one result after the other with what it remembers of the sources."""
 
@@ -296,7 +229,7 @@ class _One:
         resume: bool,
         device: str,
         workers: int | None,
-        listener: Listener = ignore,
+        listener: Listener,
     ) -> None:
         self._workspace = workspace
         self._listener = listener
@@ -304,7 +237,10 @@ class _One:
         self._find = find
         self._resume, self._device, self._workers = resume, device, workers
 
-    def __call__(self, item: Item) -> Outcome:
+    def __call__(self, group: Group) -> Iterator[Outcome]:
+        return map(self._made, group)
+
+    def _made(self, item: Item) -> Outcome:
         from lorahub.batch import Outcome
 
         start = time.perf_counter()
@@ -333,37 +269,13 @@ class _One:
         )
 
 
-_worker: _One | None = None
-
-
-def _start(config: Config, made: set[str], resume: bool, device: str, stop: Event) -> None:
-    """Make a process ready to merge, with one thread, until ``stop`` is set."""
-    import signal
-
-    import torch
-
-    global _worker
-    # Ctrl-C reaches every process of a terminal; the first one stops the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+def start_worker(
+    config: Config, made: set[str], resume: bool, device: str, listener: Listener
+) -> Worker:
+    """A worker in a process of its own, which makes one merge after the other on one thread."""
     workspace = Batches(config, Catalog.open(config.database))
     find = workspace._remembering(made, ignore)  # noqa: SLF001
-    _worker = _One(workspace, find, resume, device, 1, _until(stop))
-
-
-def _merge(item: Item) -> Outcome:
-    assert _worker is not None
-    return _worker(item)
-
-
-def _until(stop: Event) -> Listener:
-    """A listener that interrupts the work once ``stop`` is set."""
-
-    def listen(_: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-
-    return listen
+    return _One(workspace, find, resume, device, 1, listener)
 
 
 def _only_warnings(listener: Listener) -> Listener:
