@@ -196,3 +196,8 @@ def check_auto(recipe: Recipe) -> None:
                     f"method '{AUTO}' adds adapters, but '{pattern}' has weight {weight:g}",
                     hint="give 0 to leave modules out, or name a method: 'svd' subtracts",
                 )
+    if len(recipe.sources) < 2:
+        raise InvalidRecipeError(
+            f"method '{AUTO}' chooses how to merge two or more adapters, not one",
+            hint="name another, or a method: 'cat' keeps one as it is, 'svd' gives it a rank",
+        )

@@ -13,7 +13,9 @@ from lorahub.cli.catalog import Ref
 
 def export(
     reference: Ref,
-    folder: Annotated[Path, typer.Argument(help="Folder to make.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", parser=sink.place, help="Folder to make.")
+    ],
     format_name: Annotated[str, typer.Option("--format", help="peft, or equal-ranks.")] = "peft",
     as_json: sink.Json = False,
 ) -> None:

@@ -10,7 +10,6 @@ element by element is no such matrix: it is made again block by block of rows, i
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from lorahub.formats.safetensors import TensorFile
 from lorahub.kernels.delta import Merged, excess_residual
 from lorahub.kernels.lowrank import factored, whitened
 from lorahub.kernels.stack import Factors, gram
+from lorahub.parallel import usable_cpus
 from lorahub.record import Verification
 
 TOLERANCE = {"F32": 1e-5, "F16": 2e-3, "BF16": 1.6e-2}
@@ -93,7 +93,7 @@ def verify(
             report = reports.get(module.name, {})
             return _deviation(plan, files, module, result, by_name.get(module.name), report)
 
-    workers = workers or min(len(os.sched_getaffinity(0)), 8)
+    workers = workers or min(usable_cpus(), 8)
     deviations: list[_Deviation] = []
     pool = ThreadPoolExecutor(workers, thread_name_prefix="verify")
     try:
