@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from lorahub.errors import InvalidRecipeError
+from lorahub.errors import InvalidRecipeError, UsageError
 
 AUTO = "auto"
 """Method of a recipe that leaves method, scale and rank to the adapters' figures."""
@@ -169,7 +169,12 @@ def _meant(error: Any) -> str:  # noqa: ANN401 - pydantic's own map
 
 
 def check_auto(recipe: Recipe) -> None:
-    """Raise InvalidRecipeError for what a recipe of method ``auto`` cannot say."""
+    """Refuse what a recipe of method ``auto`` cannot say.
+
+    Raises:
+        InvalidRecipeError: A parameter other than a rank, or a weight that is not positive.
+        UsageError: Fewer than two sources.
+    """
     for name in recipe.parameters:
         if name != "rank":
             raise InvalidRecipeError(
@@ -197,7 +202,7 @@ def check_auto(recipe: Recipe) -> None:
                     hint="give 0 to leave modules out, or name a method: 'svd' subtracts",
                 )
     if len(recipe.sources) < 2:
-        raise InvalidRecipeError(
-            f"method '{AUTO}' chooses how to merge two or more adapters, not one",
+        raise UsageError(
+            f"method '{AUTO}' chooses how to merge at least two adapters",
             hint="name another, or a method: 'cat' keeps one as it is, 'svd' gives it a rank",
         )

@@ -71,7 +71,8 @@ VALUES = {
         "pack a -o p.mos --ratio 0", "pack a -o p.mos --error 2", "cluster --cosine 2",
         "similar a --by taste", "ls --rank x", "ls --size 3XB", "ls --source x", "ls --limit 0",
         "discover --sort taste", "batch r.yaml --jobs 0", "export a out --format odd",
-        "compress a --reduction 2 -o c", "push a no-owner",
+        "compress a --reduction 2 -o c", "push a no-owner", "merge a --method auto --name m",
+        "compare a", "suggest a",
     ],
     ExitCode.INVALID: [
         "merge a:much --method cat --name m", "merge a:nan --method cat --name m",
@@ -81,7 +82,7 @@ VALUES = {
         "merge a --method cat --dtype F8 --name m", "merge a --method cat --scale nan --name m",
         "merge a --method svd --budget x --name m", "merge a --method cat --pack x --name m",
         "merge a --method svd --budget 1GB --allocate x --name m",
-        "merge a --method cat --weights-for x --name m", "merge a --method auto --name m",
+        "merge a --method cat --weights-for x --name m",
         "resize a --rank 0 --name m", "prune a --budget x --name m", "suggest a b --rank 0",
         "suggest a b --budget x", "extract a b --rank 0 --name m",
         "extract a b --energy 2 --name m",
@@ -163,7 +164,7 @@ def test_a_merge_to_nothing_says_so(there: Path) -> None:
 
 def test_auto_needs_something_to_choose_about(there: Path) -> None:
     done = run("merge", "a", "--method", "auto", "--name", "m")
-    assert "'auto' chooses how to merge two or more adapters" in done.stderr
+    assert "'auto' chooses how to merge at least two adapters" in done.stderr
     assert "'cat'" in done.stderr.split("hint: ")[1]
 
 
