@@ -197,7 +197,12 @@ def _meant(error: Any) -> str:  # noqa: ANN401 - pydantic's own map
 
 
 def check_auto(recipe: Recipe) -> None:
-    """Raise InvalidRecipeError for what a recipe of method ``auto`` cannot say."""
+    """Refuse what a recipe of method ``auto`` cannot say.
+
+    Raises:
+        InvalidRecipeError: A parameter other than a rank, or a weight that is not positive.
+        UsageError: Fewer than two sources.
+    """
     for name in recipe.parameters:
         if name != "rank":
             raise InvalidRecipeError(
@@ -224,3 +229,8 @@ def check_auto(recipe: Recipe) -> None:
                     f"method '{AUTO}' adds adapters, but '{pattern}' has weight {weight:g}",
                     hint="give 0 to leave modules out, or name a method: 'svd' subtracts",
                 )
+    if len(recipe.sources) < 2:
+        raise UsageError(
+            f"method '{AUTO}' chooses how to merge at least two adapters",
+            hint="name another, or a method: 'cat' keeps one as it is, 'svd' gives it a rank",
+        )

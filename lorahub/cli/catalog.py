@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="Catalog name, id, folder or Hub id.")]
 Refs = Annotated[list[str], typer.Argument(metavar="REF...", help="One or more adapters.")]
+BaseFilter = Annotated[
+    str | None, typer.Option("--base", help="Base model by any of its names, or a part of one.")
+]
 
 
 def ls(
-    base: Annotated[
-        str | None, typer.Option("--base", help="Base model by any of its names, or a part of one.")
-    ] = None,
+    base: BaseFilter = None,
     rank: Annotated[
         str | None, typer.Option("--rank", help="Rank or range: 8, 8..16, ..16, 8..")
     ] = None,
