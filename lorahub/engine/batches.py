@@ -10,7 +10,6 @@ and the next batch is read while this one computes.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,10 +23,11 @@ from torch import Tensor
 
 from lorahub.adapter import DTYPE_BYTES
 from lorahub.engine.plan import Plan, PlannedModule
-from lorahub.errors import InvalidAdapterError, InvalidRecipeError, ResourceError
+from lorahub.errors import InvalidAdapterError, ResourceError, UsageError
 from lorahub.events import Advanced, Listener, PhaseStarted
 from lorahub.formats.safetensors import TensorFile
 from lorahub.kernels.stack import Stack
+from lorahub.parallel import usable_cpus
 
 T = TypeVar("T")
 Work = Callable[[Sequence[PlannedModule], Stack], Sequence[T]]
@@ -69,7 +69,7 @@ class Batches:
             InvalidAdapterError: A source is damaged.
         """
         self.device = device
-        self.workers = workers or min(len(os.sched_getaffinity(0)), 8)
+        self.workers = workers or min(usable_cpus(), 8)
         self._bytes = batch_bytes or _batch_bytes(device, sharing)
         self._files: list[TensorFile] = []
         self._buffers = _Buffers(device)
@@ -205,7 +205,7 @@ def pick_device(name: str) -> torch.device:
     """The torch device of that name, ``auto`` being CUDA where there is one, else the CPU.
 
     Raises:
-        InvalidRecipeError: No such device here.
+        UsageError: No such device here.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -213,7 +213,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InvalidRecipeError(
+        raise UsageError(
             f"device '{name}' is not available here", hint="use --device auto or cpu"
         ) from error
     return device

@@ -267,6 +267,8 @@ def make_plan(
     notes = check_coverage(adapters, members)
     modules = _plan_modules(members, method, filled)
     check_rank(filled.get("rank"), modules, notes)
+    if scale == 0 or not any(m.weight for group in members.values() for m in group):
+        warnings.append("all weights, or the scale, are zero: so is the result")
     licensed = combine([(a.name, a.info.license) for a in adapters])
     notes += [*licensed.conflicts, *licensed.notices]
     target = pack_target(pack if pack is not None else method.packed, dtype)

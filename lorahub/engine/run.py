@@ -112,8 +112,8 @@ def run(
         InvalidAdapterError: A factor holds NaN or Inf, or a file changed under the run.
         StorageError: The disk is full or failing.
         ResourceError: A module does not fit the GPU.
-        InvalidRecipeError: The device is not there, a value does not fit the dtype, or the
-            budget is too small.
+        UsageError: The device is not there.
+        InvalidRecipeError: A value does not fit the dtype, or the budget is too small.
     """
     (done,) = run_all(
         [plan],

@@ -10,7 +10,6 @@ element by element is no such matrix: it is made again block by block of rows, i
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -32,6 +31,7 @@ from lorahub.formats.safetensors import TensorFile
 from lorahub.kernels.delta import Merged, excess_residual
 from lorahub.kernels.lowrank import factored, whitened_sides
 from lorahub.kernels.stack import Factors, Stack, gram
+from lorahub.parallel import usable_cpus
 from lorahub.record import Verification
 
 TOLERANCE = {"F32": 1e-5, "F16": 2e-3, "BF16": 1.6e-2}
@@ -139,7 +139,7 @@ def verify_all(
                 sources = _Sources(plan, files, plan.modules[place])
                 return {i: one.deviation(place, sources) for i, one in opened.items()}
 
-        workers = workers or min(len(os.sched_getaffinity(0)), 8)
+        workers = workers or min(usable_cpus(), 8)
         pool = ThreadPoolExecutor(workers, thread_name_prefix="verify")
         try:
             for done, ones in enumerate(pool.map(work, range(len(plan.modules))), 1):

@@ -20,18 +20,16 @@ from pathlib import Path
 from lorahub.errors import ConflictError, NotFoundError, StorageError
 from lorahub.events import Advanced, Listener, PhaseStarted, ignore
 from lorahub.output import new_folder
-from lorahub.storage.drivers import canonical, join
 from lorahub.storage.folder import MANIFEST, UPLOAD, Folder, Manifest, check, upload_text
+from lorahub.urls import join
 
 __all__ = [
     "MANIFEST",
     "UPLOAD",
     "Manifest",
     "Unfinished",
-    "canonical",
     "get_folder",
     "holds",
-    "join",
     "put_files",
     "put_folder",
     "read_file",

@@ -15,6 +15,7 @@ from lorahub.config import Config
 from lorahub.errors import ConflictError, LorahubError, PartialError, UsageError
 from lorahub.events import Advanced, Listener, PhaseStarted, Warned, ignore
 from lorahub.merging import Merged, Merger
+from lorahub.storage import stored
 from lorahub.workspace.recipes import Recipes
 from store import Catalog, is_local
 
@@ -65,6 +66,7 @@ class Batches(Recipes):
         self,
         recipes: Iterable[Recipe],
         *,
+        to: str | None = None,
         jobs: int = 1,
         executor: Executor | None = None,
         resume: bool = False,
@@ -80,6 +82,8 @@ class Batches(Recipes):
 
         Args:
             recipes: What to merge; they are all read and checked before anything starts.
+            to: Storage URL that every result is exported to as well, under its name, as soon as
+                it is made. What is there already is downloaded instead of merged again.
             jobs: How many processes merge at a time, each on one core; 1 is this process.
             executor: Where to merge instead.
             resume: Also make again the results of earlier merges whose recipe or sources have
@@ -93,11 +97,16 @@ class Batches(Recipes):
             ConflictError: Two recipes have one output.
             InvalidRecipeError: A recipe is wrong, or some need each other in a circle.
             UsageError: A recipe without an output, or fewer than one job.
+            LorahubError: The store does not answer, as `lorahub.storage.stored`.
         """
+        from lorahub.batch import sent_to
         from lorahub.executors import choose
 
         executor = executor or choose(None, jobs=jobs)
         items = self._ordered(recipes, Merger(self.config, self.catalog))
+        if to is not None:
+            stored(to)
+            items = [sent_to(item, to) for item in items]
         return self._outcomes(items, executor, resume, fail_fast, device, listener)
 
     def _outcomes(
@@ -216,7 +225,7 @@ class Maker:
         for item in group:
             start = time.perf_counter()
             try:
-                plan = self._workspace._plan(item.recipe, self._find, self._listener)  # noqa: SLF001
+                plan = self._planned(item)
             except LorahubError as error:
                 yield _outcome(item, error, time.perf_counter() - start)
                 continue
@@ -237,12 +246,19 @@ class Maker:
         Raises:
             LorahubError: There is none.
         """
-        plan = self._workspace._plan(item.recipe, self._find, self._listener)  # noqa: SLF001
+        plan = self._planned(item)
         (merged,) = self._merged([(item, plan)])
         found = self._settled(item, plan, merged)
         if isinstance(found, LorahubError):
             raise found
         return found
+
+    def _planned(self, item: Item) -> Plan:
+        """The plan of a merge, whose result is brought back first from where it is already."""
+        workspace, recipe = self._workspace, item.recipe
+        plan = workspace._plan(recipe, self._find, self._listener)  # noqa: SLF001
+        workspace._bring_back(recipe, plan, self._merger, self._listener)  # noqa: SLF001
+        return plan
 
     def _made(self, part: list[tuple[Item, Plan]]) -> Iterator[Outcome]:
         start = time.perf_counter()
@@ -272,7 +288,9 @@ class Maker:
             if isinstance(merged, ConflictError):
                 merged = self._again(item, plan, merged)
             if isinstance(merged, Merged):
-                self._workspace._hand_on(item.recipe, merged.adapter.name)  # noqa: SLF001
+                self._workspace._hand_on(  # noqa: SLF001
+                    item.recipe, merged.adapter.name, resume=self._resume
+                )
         except LorahubError as error:
             return error
         return merged
