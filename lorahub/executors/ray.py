@@ -238,9 +238,6 @@ def _make(version: str, batch: str, start: Start, group: Group) -> list[Outcome]
                 hint="install the same version on all machines",
             )
         if batch not in _workers:
-            import torch
-
-            torch.set_num_threads(1)
             _workers.clear()
             _workers[batch] = start(ignore)
     except LorahubError as error:
