@@ -21,6 +21,9 @@ def batch(
     files: Annotated[
         list[Path], typer.Argument(metavar="RECIPE|FOLDER...", help="Recipe files, or folders.")
     ],
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="URL", help="Storage URL results go to, by name.")
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option("--jobs", min=1, help="Merges at a time; 1 unless --executor is given."),
@@ -76,6 +79,7 @@ def batch(
             outcomes = list(
                 workspace.batch(
                     recipes(),
+                    to=to,
                     executor=choose(executor, jobs=jobs, address=address, device=device),
                     resume=resume,
                     fail_fast=fail_fast,
