@@ -157,7 +157,7 @@ class Merger:
         for warning in plan.warnings:
             listener(Warned(warning))
         for adapter in plan.adapters:
-            self._check_unchanged(adapter)
+            self.check_unchanged(adapter)
         known = self._catalog.by_name(name)
         done = self._already_there(name, target, plan, known, force=force)
         if done is not None:
@@ -201,7 +201,7 @@ class Merger:
         """
         return output_of(recipe.output.name, recipe.output.folder, self._config)
 
-    def _check_unchanged(self, adapter: Adapter) -> None:
+    def check_unchanged(self, adapter: Adapter) -> None:
         """`check_unchanged`, which reads what it read before only if the file was touched."""
         try:
             found = adapter.weights_path.stat()

@@ -47,10 +47,11 @@ def normalized(plans: Sequence[Plan], batches: Batches, listener: Listener) -> l
             energies[member.adapter] += energy
             ranks[member.adapter].append(member.module.rank)
     means = [sum(r) / len(r) for r in ranks]
-    return [_normalized(plan, energies, means) for plan in plans]
+    return [normalized_by(plan, energies, means) for plan in plans]
 
 
-def _normalized(plan: Plan, energies: Sequence[float], mean_ranks: Sequence[float]) -> Plan:
+def normalized_by(plan: Plan, energies: Sequence[float], mean_ranks: Sequence[float]) -> Plan:
+    """As `normalized`, from the adapters' squared norms and mean ranks."""
     alive = [e for e in energies if e > 0]
     uneven = bool(alive) and (
         max(alive) > UNEVEN**2 * min(alive) or max(mean_ranks) > UNEVEN * min(mean_ranks)

@@ -22,13 +22,14 @@ from torch import Tensor
 
 from lorahub.adapter import Module
 from lorahub.engine.batches import read_stack, reweighted
+from lorahub.engine.nearness import Cross, nearness
 from lorahub.engine.plan import Plan, PlannedModule
 from lorahub.engine.run import PRUNED
 from lorahub.errors import IntegrityError, LorahubError
 from lorahub.events import Advanced, Listener, PhaseStarted, ignore
 from lorahub.formats.safetensors import TensorFile
 from lorahub.kernels.delta import Merged, excess_residual
-from lorahub.kernels.lowrank import factored, whitened, whitened_sides
+from lorahub.kernels.lowrank import factored, whitened_sides
 from lorahub.kernels.stack import Factors, Stack, gram
 from lorahub.parallel import usable_cpus
 from lorahub.record import Verification
@@ -257,66 +258,31 @@ def _deviation(
         a: (k, d_in).
         report: What the method reported of it.
     """
-    gram_b, gram_a, k = stack.gram_b[0], stack.gram_a[0], len(a)
+    k = len(a)
     # With few rows on the left, products of a result and its sources take half the time.
-    cross = _Cross(b.mT @ stack.B[0], (stack.A[0] @ a.mT).mT, b.mT @ b, a @ a.mT)
+    products = b.mT @ stack.B[0], (stack.A[0] @ a.mT).mT, b.mT @ b, a @ a.mT
+    cross = Cross(*(x[None] for x in products))
     definition = plan.method.definition(stack, [report], plan.parameters)
     if isinstance(definition, Merged):
         excess = excess_residual(definition, plan.scale, b, a)
     elif isinstance(definition, Factors):
         excess = _excess_of_factors(definition, plan.scale, b, a)
     else:
-        wanted = definition.matrix()[0] * plan.scale
-        distance = cross.distance(wanted, gram_b, gram_a)
+        wanted = definition.matrix() * plan.scale
+        distance = float(cross.distance(wanted, stack)[0]) ** 0.5
         # What no matrix of the written rank could have avoided.
         (_, K_b), (_, K_a) = whitened_sides(stack)
-        sigma = torch.linalg.svdvals(K_b[0] @ wanted @ K_a[0].mT)
+        sigma = torch.linalg.svdvals(K_b[0] @ wanted[0] @ K_a[0].mT)
         excess = max(0.0, distance - float(sigma[k:].square().sum()) ** 0.5)
-    exact = torch.diag(stack.coefficients[0] * plan.scale)
-    # Coordinates of the sources in orthonormal bases of the result's columns and rows.
-    columns = whitened(cross.own_b[None])[0][0].mT @ cross.b
-    rows = whitened(cross.own_a[None])[0][0].mT @ cross.a
-    terms = 0.0
-    retained = []
-    start = 0
-    for member in module.members:
-        part = slice(start, start + member.module.rank)
-        square = member.module.scaling**2
-        whole = square * float((gram_b[part, part] * gram_a[part, part]).sum())
-        kept = square * float((columns[:, part] @ rows[:, part].mT).square().sum())
-        retained.append((member.adapter, min(kept, whole), whole))
-        terms += whole * (member.weight * member.factor * plan.scale) ** 2
-        start = part.stop
+    near = nearness(plan, [module], stack, cross)
+    members = (member.adapter for member in module.members)
     return _Deviation(
         error=excess**2,
-        terms=terms,
-        residual=cross.distance(exact, gram_b, gram_a) ** 2,
-        total=_norm(gram_b, exact, gram_a) ** 2,
-        retained=tuple(retained),
+        terms=float(near.terms[0]),
+        residual=float(near.residual[0]),
+        total=float(near.total[0]),
+        retained=tuple(zip(members, near.kept[0].tolist(), near.whole[0].tolist(), strict=True)),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Cross:
-    """Inner products of what was written, ``b @ a``, with the sources' columns B and rows A.
-
-    Attributes:
-        b: (k, R) of the columns: ``b.mT @ B``.
-        a: (k, R) of the rows: ``a @ A.mT``.
-        own_b: (k, k) of the columns of b with each other.
-        own_a: (k, k) of the rows of a with each other.
-    """
-
-    b: Tensor
-    a: Tensor
-    own_b: Tensor
-    own_a: Tensor
-
-    def distance(self, M: Tensor, gram_b: Tensor, gram_a: Tensor) -> float:
-        """Frobenius norm of ``b @ a - B @ M @ A``."""
-        whole = float(((gram_b @ M) * (M @ gram_a)).sum())
-        both = float(((self.b @ M) * self.a).sum())
-        return math.sqrt(max(0.0, whole - 2 * both + float((self.own_b * self.own_a).sum())))
 
 
 def _excess_of_factors(wanted: Factors, scale: float, B: Tensor, A: Tensor) -> float:
