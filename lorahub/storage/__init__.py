@@ -29,7 +29,6 @@ __all__ = [
     "Manifest",
     "Unfinished",
     "get_folder",
-    "holds",
     "put_files",
     "put_folder",
     "read_file",
@@ -113,16 +112,6 @@ def stored(url: str) -> Manifest | None:
     there = Folder.at(url)
     manifest = there.manifest()
     return manifest if manifest and there.has_all_of(manifest) else None
-
-
-def holds(url: str, content_hash: str) -> bool:
-    """Whether the whole adapter of that content is at a storage URL.
-
-    Raises:
-        LorahubError: As `stored`.
-    """
-    manifest = stored(url)
-    return manifest is not None and manifest.content_hash == content_hash
 
 
 def read_file(url: str, name: str) -> bytes:
