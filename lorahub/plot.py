@@ -146,7 +146,8 @@ def lines(
         series: By name, one value per place; None where there is none.
     """
     low, high = _range([values for _, values in series])
-    left, top, bottom = 80, _ROW + 8, _ROW + 8 + _CURVE_HEIGHT
+    slanting = max((len(name) for name in places[:1]), default=0)
+    left, top, bottom = max(80, 6 * slanting), _ROW + 8, _ROW + 8 + _CURVE_HEIGHT
     step = _CURVE_WIDTH / max(len(places) - 1, 1)
     drawn = [
         _text(0, _ROW - 4, title, kind="title"),

@@ -263,6 +263,21 @@ def test_a_reader_sees_one_whole_content_or_nothing(
             assert fetched(url, tmp_path) == there
 
 
+def test_two_uploads_at_the_same_time(tmp_path: Path) -> None:
+    """Of one content both succeed; of two, a mixture is found by whoever reads it."""
+    one, two, url = folder(tmp_path, ONE), folder(tmp_path, TWO), f"file://{tmp_path}/both"
+    put_folder(one, url, listener=after(2, lambda: put_folder(one, url)))
+    assert fetched(url, tmp_path) == ONE
+    url = f"file://{tmp_path}/mixed"
+    with pytest.raises(StorageError, match="does not hold what was sent") as caught:
+        put_folder(one, url, listener=after(1, lambda: put_folder(two, url)))
+    assert "another process" in str(caught.value.hint)
+    with pytest.raises(IntegrityError, match="has sha256"):
+        fetched(url, tmp_path)
+    put_folder(one, url, replace=True)
+    assert fetched(url, tmp_path) == ONE
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

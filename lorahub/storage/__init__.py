@@ -97,7 +97,10 @@ def put_files(
         listener(Advanced("upload", done, path.name))
     there.look()
     if not there.has_all_of(new):
-        raise StorageError(f"{there.url}: the store did not keep what was sent", hint="try again")
+        raise StorageError(
+            f"{there.url}: does not hold what was sent",
+            hint="another process may be uploading there too; try again",
+        )
     there.write(MANIFEST, new.to_json())
     there.remove(UPLOAD)
     return new
