@@ -143,7 +143,8 @@ def load_config(home: Path | None = None) -> Config:
     """Read the settings in effect.
 
     Raises:
-        UsageError: ``config.toml`` is not TOML, or has an unknown or ill-typed key.
+        UsageError: The home is no folder, or ``config.toml`` is not TOML or has an unknown or
+            ill-typed key.
     """
     home = home or _default_home()
     file = home / "config.toml"
@@ -152,6 +153,10 @@ def load_config(home: Path | None = None) -> Config:
         body = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         pass
+    except NotADirectoryError as error:
+        raise UsageError(
+            f"{home}: is not a folder", hint="set LORAHUB_HOME to a folder you may write to"
+        ) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{file}: cannot be read ({error})", hint="correct the file") from error
     settings: dict[str, str | None] = {}

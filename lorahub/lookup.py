@@ -19,15 +19,30 @@ def get(catalog: Catalog, text: str) -> Adapter:
         NotFoundError: Nothing in the catalog goes by it.
         ConflictError: An id prefix that means several.
     """
-    found = find(catalog, Reference.parse(text))
-    if found is None:
-        close = catalog.names_like(text)
-        hint = f"did you mean {', '.join(close)}? " if close else ""
+    reference = Reference.parse(text)
+    found = find(catalog, reference)
+    if found is not None:
+        return found
+    if reference.is_path:
+        existing_folder(text)
+    close = catalog.names_like(text)
+    hint = f"did you mean {', '.join(close)}? " if close else ""
+    pull = f", or `lorahub pull {text}`" if text.strip() else ""
+    raise NotFoundError(f"'{text}' is not in the catalog", hint=f"{hint}see `lorahub ls`{pull}")
+
+
+def existing_folder(text: str) -> Path:
+    """The absolute path of a folder that a reference names.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    folder = Path(text).expanduser().absolute()
+    if not folder.is_dir():
         raise NotFoundError(
-            f"'{text}' is not in the catalog",
-            hint=f"{hint}see `lorahub ls`, or `lorahub pull {text}`",
+            f"there is no folder {folder}", hint="check the path; `lorahub ls` lists the catalog"
         )
-    return found
+    return folder
 
 
 def find(catalog: Catalog, reference: Reference) -> Adapter | None:
@@ -86,4 +101,6 @@ def is_unchanged(adapter: Adapter) -> bool:
 
 def is_folder(reference: Reference) -> bool:
     """Whether a text that is no explicit path names an existing folder all the same."""
-    return not (reference.is_hub or reference.is_url) and Path(reference.text).is_dir()
+    if not reference.text or reference.is_hub or reference.is_url:
+        return False
+    return Path(reference.text).is_dir()

@@ -79,7 +79,7 @@ def _card(adapter: Adapter, repo_id: str, figures: Figures) -> str | None:
     if render is not None:
         return render(repo_id) if written in {None, render(None)} else None
     if written is None and info.format == "peft" and info.modules:
-        return render_plain_card(info, name=adapter.name, repo_id=repo_id)
+        return render_plain_card(info, name=adapter.name, repo_id=repo_id, figures=figures)
     return None
 
 
@@ -102,7 +102,9 @@ def _renderer(adapter: Adapter, figures: Figures) -> Callable[[str | None], str]
             figures=figures if place else {},
         )
     if extracted := extraction.Extraction.read(folder):
-        return lambda place: render_extraction(extracted, info, name=name, repo_id=place)
+        return lambda place: render_extraction(
+            extracted, info, name=name, repo_id=place, figures=figures if place else {}
+        )
     return None
 
 

@@ -24,7 +24,7 @@ from lorahub.errors import (
 )
 from lorahub.events import Advanced, Event, Listener, PhaseStarted, Warned
 from lorahub.integrity import check_unchanged, file_sha256
-from lorahub.lookup import is_folder, is_unchanged
+from lorahub.lookup import existing_folder, is_folder, is_unchanged
 from lorahub.output import check_name, folder_name, new_folder
 from lorahub.parallel import each
 from lorahub.record import Record
@@ -148,9 +148,7 @@ class Puller:
         if reference.is_url:
             return self._downloaded(canonical(text), listener)
         if reference.is_path or is_folder(reference):
-            folder = Path(text).expanduser().absolute()
-            if not folder.is_dir():
-                raise NotFoundError(f"there is no folder {folder}")
+            folder = existing_folder(text)
             merged = folder.is_relative_to(self._config.adapters) and Record.read(folder)
             return Origin(Source.MERGE if merged else Source.FOLDER, folder)
         if reference.repo_id is None:
@@ -199,22 +197,12 @@ class Puller:
     def _unpacked(self, reference: Reference) -> Path:
         """The folder, in the data folder, that a member of a pack was unpacked to."""
         from lorahub import packing
+        from lorahub.packs import member_folder
 
-        assert reference.pack is not None
-        path = Path(reference.pack).expanduser().absolute()
-        if not path.is_file():
-            raise NotFoundError(f"there is no pack {path}")
-        if reference.member is None:
-            names = ", ".join(m.name for m in packing.read_info(path).members[:8])
-            raise UsageError(
-                f"{path}: is a pack of several adapters",
-                hint=f"name one as {reference.pack}#NAME; it has {names}",
-            )
-        key = file_sha256(path)[:16]
-        target = self._config.home / "unpacked" / key / folder_name(reference.member)
+        target, path = member_folder(self._config.home, reference)
         if not target.exists():
             with new_folder(target, self._config.home / "locks") as partial:
-                packing.unpack(path, reference.member, partial)
+                packing.unpack(path, str(reference.member), partial)
         return target
 
     def _register(

@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from lorahub.errors import InvalidRecipeError, UsageError
 from lorahub.urls import canonical
@@ -32,6 +39,15 @@ AUTO = "auto"
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+def _common_spelling(value: object) -> object:
+    names = {"FLOAT32": "F32", "FP32": "F32", "FLOAT16": "F16", "FP16": "F16"}
+    names["BFLOAT16"] = "BF16"
+    return names.get(value.upper(), value.upper()) if isinstance(value, str) else value
+
+
+Dtype = Annotated[Literal["F32", "F16", "BF16"], BeforeValidator(_common_spelling)]
+"""A floating dtype, in the common spellings."""
 
 Url = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9+-]*://")]
 Weight = Annotated[float, Field(allow_inf_nan=False)]
@@ -120,18 +136,11 @@ class Recipe(_Strict):
     allocate: Literal["welore", "energy", "relative", "prune", "uniform"] | None = None
     budget: str | float | None = None
     pack: str | float | None = None
-    dtype: Literal["F32", "F16", "BF16"] | None = None
+    dtype: Dtype | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     base: str | None = None
     output: OutputSpec = OutputSpec()
     verify: VerifySpec = VerifySpec()
-
-    @field_validator("dtype", mode="before")
-    @classmethod
-    def _common_spellings(cls, value: object) -> object:
-        names = {"FLOAT32": "F32", "FP32": "F32", "FLOAT16": "F16", "FP16": "F16"}
-        names["BFLOAT16"] = "BF16"
-        return names.get(value.upper(), value.upper()) if isinstance(value, str) else value
 
     def to_yaml(self) -> str:
         """The recipe as YAML; what has its default is left out."""
@@ -198,7 +207,12 @@ def check_method(recipe: Recipe) -> None:
 
 
 def check_auto(recipe: Recipe) -> None:
-    """Raise InvalidRecipeError for what a recipe of method ``auto`` cannot say."""
+    """Refuse what a recipe of method ``auto`` cannot say.
+
+    Raises:
+        InvalidRecipeError: A parameter other than a rank, or a weight that is not positive.
+        UsageError: Fewer than two sources.
+    """
     for name in recipe.parameters:
         if name != "rank":
             raise InvalidRecipeError(
@@ -227,3 +241,8 @@ def check_auto(recipe: Recipe) -> None:
                     f"method '{AUTO}' adds adapters, but '{pattern}' has weight {weight:g}",
                     hint="give 0 to leave modules out, or name a method: 'svd' subtracts",
                 )
+    if len(recipe.sources) < 2:
+        raise UsageError(
+            f"method '{AUTO}' chooses how to merge at least two adapters",
+            hint="name another, or a method: 'cat' keeps one as it is, 'svd' gives it a rank",
+        )

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lorahub.errors import InvalidRecipeError
+from lorahub.errors import InvalidRecipeError, unreadable
 from lorahub.recipe import Recipe, SourceSpec, check_method, make_recipe
 
 MAX_BYTES = 1 << 20
@@ -56,6 +56,7 @@ class RecipeFile:
         """Read ``path``.
 
         Raises:
+            NotFoundError: There is no such file.
             InvalidRecipeError: It cannot be read, is not YAML, is no map, or has a key twice.
         """
         self.path = path
@@ -135,6 +136,7 @@ def load_recipe(path: Path) -> Recipe:
     """Read a recipe file; a lock beside it pins the sources.
 
     Raises:
+        NotFoundError: There is no such file.
         InvalidRecipeError: The file cannot be read, is not YAML, is no recipe, names no method
             or parameter there is, or is not what its lock was made for.
     """
@@ -221,10 +223,8 @@ def _text(path: Path) -> bytes:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise InvalidRecipeError(
-            f"{path}: cannot be read ({error.strerror})",
-            hint="check the path; `lorahub recipes new FILE` writes a recipe",
-        ) from error
+        hint = "check the path; `lorahub recipes new FILE` writes a recipe"
+        raise unreadable(path, error, InvalidRecipeError, hint=hint) from error
     if len(raw) > MAX_BYTES:
         raise InvalidRecipeError(f"{path}: {len(raw)} bytes are too many for a recipe")
     return raw

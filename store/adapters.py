@@ -136,7 +136,8 @@ def remove_row(connection: Connection, adapter_id: int) -> None:
 def _taken(name: str) -> ConflictError:
     return ConflictError(
         f"an adapter named '{name}' is already in the catalog",
-        hint="choose another with --name, or remove it with `lorahub rm`",
+        hint="pull the new one under another name (`lorahub pull REF --name NAME`), or remove the "
+        f"old one: `lorahub rm '{name}'`",
     )
 
 

@@ -13,7 +13,10 @@ from lorahub.cli.catalog import Ref
 def export(
     reference: Ref,
     place: Annotated[
-        str, typer.Argument(metavar="FOLDER|URL", help="Folder to make, or a storage URL.")
+        str,
+        typer.Argument(
+            metavar="FOLDER|URL", parser=sink.given, help="Folder to make, or a storage URL."
+        ),
     ],
     format_name: Annotated[str, typer.Option("--format", help="peft, or equal-ranks.")] = "peft",
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
