@@ -178,7 +178,8 @@ class Batches(Recipes):
         return partial(start_worker, self.config, names, resume, device)
 
     def _ordered(self, recipes: Iterable[Recipe], merger: Merger) -> list[Item]:
-        from lorahub.batch import check_method, ordered
+        from lorahub.batch import ordered
+        from lorahub.recipe import check_method
 
         def named() -> Iterator[tuple[Recipe, str, Path]]:
             for recipe in recipes:
