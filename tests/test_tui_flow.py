@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from textual.widgets import Input, Select, TextArea
+from textual.widgets import Input, Select, TabbedContent, TextArea
 
 from lorahub.formats import inspect
 from lorahub.workspace import Workspace
@@ -175,8 +175,15 @@ def test_conflict_and_figures_come_from_a_child(filled: Path) -> None:
         assert "Sign conflict" in t.screen
         await t.press("tab", "end")
         assert "100.0%" in t.screen
+        t.app.screen.query_one(TabbedContent).active = "plan-tab"
+        await t.idle()
+        kept = f"100.0% of the plain sum's energy at rank {t.app.draft.parameters.get('rank', 12)}"
+        assert kept in t.screen
+        assert "memory     about 3" in t.screen
         await t.press("escape", "S")
         assert t.app.draft.rest["scale"] != 1
+        figures = [t.app.draft.rest["scale"], *(i.weight for i in t.app.draft.inputs)]
+        assert figures == [float(f"{figure:.4g}") for figure in figures]
         assert f"--method {t.app.draft.method}" in t.app.command
         assert t.app.draft.method in t.said
         await t.press("u")
@@ -287,6 +294,7 @@ def test_remote_finds_pulls_and_pushes(
         await t.press("1")
         assert "ann/packages" in t.screen
         await t.press("p")
+        assert "$ lorahub push ann/packages owner/name --private" in t.screen
         await t.type("ann/copy")
         await t.press("enter")
         assert "adapter_model.safetensors" in t.screen

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from textual.widgets import TabbedContent, TextArea
 
+from lorahub.engine.sizes import peak_memory
 from lorahub.lineage import drawn
 from lorahub.recipe import make_recipe
 from lorahub.workspace import Workspace
@@ -14,6 +17,7 @@ from tests.conftest import EXAMPLES, write_adapter
 from tests.loopback_hub.server import LoopbackHub
 from tests.terminal import NARROW, Terminal, run
 from tui.describe import describe
+from tui.screens.remote import _row
 from tui.widgets.paged_table import PagedTable
 
 
@@ -161,3 +165,33 @@ def test_remote_shows_what_changed_since_and_pulls_it(
         assert commit in {a.revision for a in t.app.workspace.catalog.hub_adapters()}
 
     run(home, scenario, NARROW)
+
+
+def test_a_catalogued_repository_with_an_error_shows_the_error_first() -> None:
+    entry = {"repo_id": "ann/packages", "name": "packages", "error": {"message": "gone"}}
+    assert _row(entry).mark == "!"
+    assert _row({**entry, "error": None}).mark == "●"
+    assert _row({**entry, "error": None, "state": "changed"}).mark == "↑"
+
+
+@pytest.mark.parametrize("method", ["svd", "ties"])
+def test_memory_of_the_plan_is_about_what_a_merge_takes(home: Path, method: str) -> None:
+    modules = {f"layers.{i}.q": (2048, 2048, 16) for i in range(6)}
+    with Workspace.open(home) as workspace:
+        for seed, name in enumerate(("one", "other")):
+            workspace.pull([str(write_adapter(home.parent / name, modules, seed=seed))])
+        sources = [{"adapter": "one"}, {"adapter": "other"}]
+        plan = workspace.plan(make_recipe({"method": method, "sources": sources}))
+    words = f"merge one other --method {method} --name x --workers 1 --json".split()
+    code = (
+        "import resource, sys\n"
+        "from lorahub.cli.main import app\n"
+        f"app({words!r}, standalone_mode=False)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )  # fmt: skip
+    unit = 1 if sys.platform == "darwin" else 1024
+    taken = int(done.stderr.splitlines()[-1]) * unit
+    assert 0.6 * taken < peak_memory(plan.modules, plan.method, 1) < 1.6 * taken

@@ -18,7 +18,7 @@ from tui.actions import bindings
 from tui.draft import Draft, Input, from_yaml
 from tui.editor import edited
 from tui.forms import fields_of, value_of
-from tui.planning import Outlook
+from tui.planning import Energy, Outlook
 from tui.screens.ask import AskDialog
 from tui.screens.compose_reading import ComposeReading
 from tui.widgets.method_form import MethodForm
@@ -154,6 +154,9 @@ class ComposeScreen(ComposeReading):
             figures.conflicts(outcome)
         )  # fmt: skip
         self.query_one("#conflicts", Page).show(shown)
+        if not isinstance(outcome, LorahubError):
+            self.energy = Energy.of(outcome)
+            self.read_outlook(self.draft)
 
     def on_compose_reading_suggested(self, event: ComposeReading.Suggested) -> None:
         """Take what was suggested into the recipe; undo takes it back."""
