@@ -74,7 +74,7 @@ def test_browse_compose_run_history_export(filled: Path) -> None:
         assert "36" in t.screen
         await t.press("m")
         await t.type("both")
-        assert "$ lorahub merge --name both" in t.screen
+        assert "--method svd --name both" in t.screen
         await t.press("enter")
         await t.done("merge")
         assert t.app.running[0].state == "finished", t.app.running[0]

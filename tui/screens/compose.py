@@ -149,14 +149,13 @@ class ComposeScreen(ComposeReading):
 
     def on_compose_reading_compared(self, event: ComposeReading.Compared) -> None:
         """Show the conflicts, or why there are none."""
-        outcome = event.outcome
-        shown = outcome.message if isinstance(outcome, LorahubError) else (
-            figures.conflicts(outcome)
-        )  # fmt: skip
-        self.query_one("#conflicts", Page).show(shown)
-        if not isinstance(outcome, LorahubError):
-            self.energy = Energy.of(outcome)
-            self.read_outlook(self.draft)
+        page = self.query_one("#conflicts", Page)
+        if isinstance(event.outcome, LorahubError):
+            page.show(text.spoken(event.outcome))
+            return
+        page.show(figures.conflicts(event.outcome))
+        self.energy = Energy.of(event.outcome)
+        self.read_outlook(self.draft)
 
     def on_compose_reading_suggested(self, event: ComposeReading.Suggested) -> None:
         """Take what was suggested into the recipe; undo takes it back."""
@@ -280,7 +279,8 @@ class ComposeScreen(ComposeReading):
         if self.draft.name or "folder" in output:
             self._merge()
             return
-        dialog = AskDialog("Name of the result", "letters, digits, - _ .", "lorahub merge --name")
+        command = f"{self.draft.command()} --name"
+        dialog = AskDialog("Name of the result", "letters, digits, - _ .", command)
         self.app.push_screen(dialog, self._named)
 
     def _named(self, name: str | None) -> None:

@@ -19,6 +19,7 @@ from tui import text
 from tui.acting import app_of
 from tui.jobs import ask
 from tui.screens.dialog import Dialog
+from tui.widgets.tick import Tick
 
 PLACEHOLDER = "owner/name"
 
@@ -41,8 +42,8 @@ class PushDialog(Dialog[bool]):
         """Where to, how, the dry run and the command."""
         yield Input(placeholder=PLACEHOLDER, id="repository")
         with Horizontal(classes="choices"):
-            yield Checkbox("private", True, id="private")
-            yield Checkbox("as a pull request", False, id="create-pr")
+            yield Tick("private", True, id="private")
+            yield Tick("as a pull request", False, id="create-pr")
         yield Static("Dry run shows what would be uploaded.", id="outcome")
         yield Static(id="made", classes="command")
         with Horizontal(classes="buttons"):
