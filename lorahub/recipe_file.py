@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lorahub.errors import InvalidRecipeError
+from lorahub.errors import InvalidRecipeError, unreadable
 from lorahub.recipe import Recipe, SourceSpec, make_recipe
 
 MAX_BYTES = 1 << 20
@@ -56,6 +56,7 @@ class RecipeFile:
         """Read ``path``.
 
         Raises:
+            NotFoundError: There is no such file.
             InvalidRecipeError: It cannot be read, is not YAML, is no map, or has a key twice.
         """
         self.path = path
@@ -117,6 +118,7 @@ def load_recipe(path: Path) -> Recipe:
     """Read a recipe file; a lock beside it pins the sources.
 
     Raises:
+        NotFoundError: There is no such file.
         InvalidRecipeError: The file cannot be read, is not YAML, is no recipe, or is not what
             its lock was made for.
     """
@@ -203,10 +205,8 @@ def _text(path: Path) -> bytes:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise InvalidRecipeError(
-            f"{path}: cannot be read ({error.strerror})",
-            hint="check the path; `lorahub recipes new FILE` writes a recipe",
-        ) from error
+        hint = "check the path; `lorahub recipes new FILE` writes a recipe"
+        raise unreadable(path, error, InvalidRecipeError, hint=hint) from error
     if len(raw) > MAX_BYTES:
         raise InvalidRecipeError(f"{path}: {len(raw)} bytes are too many for a recipe")
     return raw
@@ -240,7 +240,10 @@ def _relative_to(recipe: Recipe, folder: Path) -> Recipe:
     output = recipe.output
     update: dict[str, Any] = {
         "export": tuple(
-            e.model_copy(update={"folder": folder / e.folder.expanduser()}) for e in output.export
+            e
+            if isinstance(e.folder, str)
+            else e.model_copy(update={"folder": folder / e.folder.expanduser()})
+            for e in output.export
         )
     }
     if output.folder is not None:
