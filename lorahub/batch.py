@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
 from lorahub.engine.plan import Plan
 from lorahub.errors import ConflictError, InvalidRecipeError, LorahubError, NotFoundError
 from lorahub.methods.registry import get
-from lorahub.recipe import AUTO, Recipe, check_auto
+from lorahub.recipe import AUTO, ExportSpec, Recipe, check_auto
 from lorahub.recipe_file import LOCK_SUFFIX
 from lorahub.sweep import Sweep, load_sweep
+from lorahub.urls import join
 
 ASK_FROM = 10_000
 """How many merges are begun only when they were asked for twice."""
@@ -46,6 +48,14 @@ class Item:
         return tuple(source.adapter for source in self.recipe.sources)
 
 
+def sent_to(item: Item, url: str) -> Item:
+    """The item with one more export: under its name in the folder at a storage URL."""
+    output = item.recipe.output
+    more = (*output.export, ExportSpec(folder=join(url, item.name)))
+    recipe = item.recipe.model_copy(update={"output": output.model_copy(update={"export": more})})
+    return replace(item, recipe=recipe)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one merge.
@@ -70,6 +80,16 @@ class Outcome:
     truncation: float | None = None
     retained: float | None = None
     error: LorahubError | None = None
+
+
+def groups(items: Iterable[Item], most: int | None = None) -> list[tuple[Item, ...]]:
+    """Runs of items that share their sources, of at most ``most`` items each."""
+    found: list[tuple[Item, ...]] = []
+    for _, run in groupby(items, key=lambda item: item.sources):
+        group = tuple(run)
+        size = most or len(group)
+        found += [group[i : i + size] for i in range(0, len(group), size)]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +167,15 @@ def ordered(named: Iterable[tuple[Recipe, str, Path]]) -> list[Item]:
     given = list(named)
     by_name: dict[str, int] = {}
     by_folder: dict[Path, int] = {}
-    for i, (_, name, target) in enumerate(given):
-        if name in by_name or target in by_folder:
-            what = f"name '{name}'" if name in by_name else f"folder {target}"
-            raise ConflictError(
-                f"two merges of the batch have the output {what}",
-                hint="give each its own; in a sweep, with {axis} or {n} in output.name",
-            )
+    taken: set[str] = set()
+    for i, (recipe, name, target) in enumerate(given):
+        for output in _outputs(recipe, name, target):
+            if output in taken:
+                raise ConflictError(
+                    f"two merges of the batch have the output {output}",
+                    hint="give each its own; in a sweep, with {axis} or {n} in output.name",
+                )
+            taken.add(output)
         by_name[name] = by_folder[target] = i
     items = []
     for recipe, name, target in given:
@@ -185,6 +207,18 @@ def ordered(named: Iterable[tuple[Recipe, str, Path]]) -> list[Item]:
         order += [item for group in groups.values() for item in group]
         sorter.done(*ready)
     return order
+
+
+def _outputs(recipe: Recipe, name: str, target: Path) -> Iterator[str]:
+    """Everything that a merge alone may write, in words."""
+    yield f"name '{name}'"
+    yield f"folder {target}"
+    for copy in recipe.output.export:
+        place = copy.folder
+        yield place if isinstance(place, str) else f"folder {place.absolute()}"
+    if recipe.output.push is not None:
+        remote = recipe.output.push.remote
+        yield f"repository {f'{remote}://' if remote else ''}{recipe.output.push.repo}"
 
 
 def seconds_for(plan: Plan) -> float:

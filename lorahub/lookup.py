@@ -8,6 +8,7 @@ from pathlib import Path
 from lorahub.adapter import Adapter, Reference
 from lorahub.errors import ConflictError, LorahubError, NotFoundError
 from lorahub.integrity import check_unchanged
+from lorahub.urls import canonical
 from store import Catalog
 
 
@@ -48,6 +49,8 @@ def find(catalog: Catalog, reference: Reference) -> Adapter | None:
     """As `get`, from a parsed reference; None where nothing goes by it."""
     if reference.pack is not None:
         return None
+    if reference.is_url:
+        return next(iter(catalog.by_url(canonical(reference.text))), None)
     if reference.is_path:
         return catalog.by_folder(Path(reference.text).expanduser().absolute())
     if not reference.is_hub and (named := catalog.by_name(reference.text)):
@@ -83,11 +86,12 @@ def with_content(catalog: Catalog, content_hash: str, used: Collection[str]) -> 
     """
     found = sorted(catalog.by_hash(content_hash), key=lambda a: a.name in used)
     if len(found) > 1:
-        return next((a for a in found if _unchanged(a)), found[0])
+        return next((a for a in found if is_unchanged(a)), found[0])
     return next(iter(found), None)
 
 
-def _unchanged(adapter: Adapter) -> bool:
+def is_unchanged(adapter: Adapter) -> bool:
+    """Whether its files are still those that were catalogued."""
     try:
         check_unchanged(adapter)
     except LorahubError:
@@ -97,4 +101,6 @@ def _unchanged(adapter: Adapter) -> bool:
 
 def is_folder(reference: Reference) -> bool:
     """Whether a text that is no explicit path names an existing folder all the same."""
-    return bool(reference.text) and not reference.is_hub and Path(reference.text).is_dir()
+    if not reference.text or reference.is_hub or reference.is_url:
+        return False
+    return Path(reference.text).is_dir()

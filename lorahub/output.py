@@ -37,6 +37,11 @@ def check_name(name: str) -> str:
     return name
 
 
+def folder_name(name: str) -> str:
+    """A name that comes from strangers, in a pack or a URL, as one folder name."""
+    return re.sub(r"[^\w.@-]", "-", name).lstrip(".")[:100] or "member"
+
+
 @contextmanager
 def new_folder(target: Path, locks: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes ``target`` if the block ends well.

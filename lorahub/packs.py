@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from lorahub.adapter import Adapter, Reference
 from lorahub.errors import NotFoundError, UsageError
 from lorahub.events import Listener, ignore
 from lorahub.integrity import file_sha256
-from lorahub.output import new_file, new_folder
+from lorahub.output import folder_name, new_file, new_folder
 from lorahub.packing import PackInfo, PackInput
 
 
@@ -105,8 +104,3 @@ def member_folder(home: Path, reference: Reference) -> tuple[Path, Path]:
             hint=f"name one as {reference.pack}#NAME; it has {names}",
         )
     return home / "unpacked" / file_sha256(path)[:16] / folder_name(reference.member), path
-
-
-def folder_name(name: str) -> str:
-    """A member's name as one folder name: names in a pack come from strangers."""
-    return re.sub(r"[^\w.@-]", "-", name).lstrip(".")[:100] or "member"

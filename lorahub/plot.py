@@ -165,6 +165,40 @@ def progress(title: str, values: Sequence[float | None]) -> Panel:
     )
 
 
+def bars(title: str, rows: Sequence[tuple[str, float, float]]) -> Panel:
+    """Horizontal bars from zero, on one scale, with their values and standard errors.
+
+    Args:
+        title: What the values are.
+        rows: (name, value, standard error, 0 for none), drawn from top to bottom.
+    """
+    left = 20 + 7 * max((len(name) for name, _, _ in rows), default=0)
+    low = min((value - error for _, value, error in rows), default=0.0)
+    high = max((value + error for _, value, error in rows), default=0.0)
+    low, high = min(low, 0.0), max(high, 0.0)
+
+    def x(value: float) -> float:
+        return left + _BAR * _share(value, low, high)
+
+    lines = [_text(0, _ROW - 4, title, kind="title")]
+    for i, (name, value, error) in enumerate(rows, start=1):
+        y = i * _ROW
+        start, end = sorted((x(0.0), x(value)))
+        shown = f"{value:.4g} ± {error:.2g}" if error else f"{value:.4g}"
+        lines += [
+            _text(left - 8, y + 11, name, anchor="end"),
+            f'<rect class="cell" x="{start:.1f}" y="{y + 2}" width="{end - start:.1f}" '
+            f'height="{_ROW - 4}"/>',
+            _text(left + _BAR + 8, y + 11, shown),
+        ]
+        if error:
+            y += _ROW // 2
+            lines.append(
+                f'<path class="axis" d="M{x(value - error):.1f} {y}H{x(value + error):.1f}"/>'
+            )
+    return Panel(left + _BAR + 120, (len(rows) + 1) * _ROW + _GAP, tuple(lines))
+
+
 def scatter(points: Sequence[tuple[str, str, float, float]], title: str) -> str:
     """Named points in the plane, coloured by group.
 

@@ -240,7 +240,10 @@ def _relative_to(recipe: Recipe, folder: Path) -> Recipe:
     output = recipe.output
     update: dict[str, Any] = {
         "export": tuple(
-            e.model_copy(update={"folder": folder / e.folder.expanduser()}) for e in output.export
+            e
+            if isinstance(e.folder, str)
+            else e.model_copy(update={"folder": folder / e.folder.expanduser()})
+            for e in output.export
         )
     }
     if output.folder is not None:

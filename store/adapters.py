@@ -78,6 +78,12 @@ class Adapters(Database):
             )
         return self._adapters(where)
 
+    def by_url(self, url: str) -> list[Adapter]:
+        """Adapters downloaded from a storage URL, newest first."""
+        return self._adapters(
+            (adapter_table.c.source == Source.STORE.value) & (adapter_table.c.endpoint == url)
+        )
+
     def by_folder(self, folder: Path) -> Adapter | None:
         """The newest adapter whose files lie in that folder."""
         return next(iter(self._adapters(adapter_table.c.folder == str(folder))), None)

@@ -48,7 +48,7 @@ class Terminal:
             quiet = 0 if busy else quiet + 1
             await asyncio.sleep(0.005)
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = 240) -> None:
         """Wait for what another process does; fail with the screen if it does not come."""
         end = time.monotonic() + seconds
         while not condition():

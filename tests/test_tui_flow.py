@@ -16,7 +16,7 @@ from lorahub.workspace import Workspace
 from tests.conftest import EXAMPLES, write_adapter
 from tests.loopback_hub.server import LoopbackHub
 from tests.terminal import NARROW, WIDE, Terminal, run
-from tui.jobs import Jobs, command, environment
+from tui.jobs import NICENESS, Jobs, command, environment
 from tui.screens.compose import ComposeScreen
 from tui.screens.leave import LeaveDialog
 from tui.widgets.paged_table import PagedTable
@@ -206,6 +206,10 @@ def test_cancel_pause_and_queue(endless: Path) -> None:
     async def scenario(t: Terminal) -> None:
         await _merge_slowly(t, "a", "b")
         await t.press("3")
+        pid = t.app.running[1].pid
+        assert pid is not None
+        mine = os.getpriority(os.PRIO_PROCESS, 0)
+        assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, mine + NICENESS)
         states = {j.title: j.state for j in t.app.running}
         assert states == {"merge a": "running", "merge b": "waiting"}
         await t.press("j", "space")

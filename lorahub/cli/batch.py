@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,7 +21,21 @@ def batch(
     files: Annotated[
         list[Path], typer.Argument(metavar="RECIPE|FOLDER...", help="Recipe files, or folders.")
     ],
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes that merge.")] = 1,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="URL", help="Storage URL results go to, by name.")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, help="Merges at a time; 1 unless --executor is given."),
+    ] = None,
+    executor: Annotated[
+        Literal["here", "processes", "ray"] | None,
+        typer.Option("--executor", help="Where to merge: this process, processes, a Ray cluster."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="Ray cluster: auto, local, HOST:PORT or ray://HOST:PORT."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Also redo results whose recipe or sources changed.")
     ] = False,
@@ -43,6 +57,7 @@ def batch(
     lines = events is not None
     with sink.errors("batch", as_json=as_json, events=lines):
         from lorahub.batch import ASK_FROM, gather, markdown
+        from lorahub.executors import choose
         from lorahub.output import write_text
         from lorahub.workspace import Workspace
 
@@ -64,7 +79,8 @@ def batch(
             outcomes = list(
                 workspace.batch(
                     recipes(),
-                    jobs=jobs,
+                    to=to,
+                    executor=choose(executor, jobs=jobs, address=address, device=device),
                     resume=resume,
                     fail_fast=fail_fast,
                     device=device,

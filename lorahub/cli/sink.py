@@ -18,11 +18,16 @@ from lorahub.events import Advanced, Event, Failed, Listener, PhaseStarted, Warn
 ENVELOPE_VERSION = 1
 
 
-def place(text: str) -> Path:
-    """A path that a result goes to; an empty one would be the current folder."""
+def given(text: str) -> str:
+    """Where a result goes; an empty path would be the current folder."""
     if not text.strip():
         raise typer.BadParameter("it is empty")
-    return Path(text)
+    return text
+
+
+def place(text: str) -> Path:
+    """As `given`, a path."""
+    return Path(given(text))
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

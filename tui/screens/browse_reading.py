@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from textual import work
 from textual.message import Message
-from textual.worker import get_current_worker
 
 from lorahub.adapter import Adapter
 from lorahub.errors import LorahubError
@@ -19,7 +19,7 @@ from tui.messages import Complaint
 from tui.query import Query
 from tui.screens.room import Room
 
-SETTLED = 0.03
+SETTLED = 0.1
 """Seconds that a cursor or a filter must rest before all about it is read."""
 
 
@@ -69,24 +69,18 @@ class BrowseReading(Room):
     class Removed(Message):
         """An adapter left the catalog."""
 
-    def _overtaken(self) -> bool:
-        """Whether the thread that asks was followed by another of its group."""
-        return get_current_worker().is_cancelled
-
-    @work(thread=True, exclusive=True, group="list", exit_on_error=False)
-    def read_list(self, query: Query, sort: str, *, descending: bool) -> None:
+    @work(exclusive=True, group="list", exit_on_error=False)
+    async def read_list(self, query: Query, sort: str, *, descending: bool) -> None:
         """Read the first page and the counts."""
         catalog = app_of(self).workspace.catalog
+        read = partial(listing.first_page, catalog, query, sort, descending=descending)
         try:
-            count, rows = listing.first_page(catalog, query, sort, descending=descending)
-            if self._overtaken():
-                return
+            count, rows = await asyncio.to_thread(read)
             self.post_message(self.Listed(query, count, rows))
             # Counting takes longer than listing, and nobody reads it while typing goes on.
-            time.sleep(SETTLED)
-            if self._overtaken():
-                return
-            self.post_message(self.Counted(query, catalog.facets(query.where)))
+            await asyncio.sleep(SETTLED)
+            counts = await asyncio.to_thread(catalog.facets, query.where)
+            self.post_message(self.Counted(query, counts))
         except LorahubError as error:
             self.post_message(Complaint(error))
 
@@ -104,19 +98,16 @@ class BrowseReading(Room):
             return
         self.post_message(self.Paged(first, generation, rows))
 
-    @work(thread=True, exclusive=True, group="describe", exit_on_error=False)
-    def read_description(self, name: str) -> None:
+    @work(exclusive=True, group="describe", exit_on_error=False)
+    async def read_description(self, name: str) -> None:
         """Read all about one adapter, unless the cursor moves on at once."""
-        time.sleep(SETTLED)
-        if self._overtaken():
-            return
+        await asyncio.sleep(SETTLED)
         try:
-            found = describe(app_of(self).workspace, name)
+            found = await asyncio.to_thread(describe, app_of(self).workspace, name)
         except LorahubError as error:
             self.post_message(Complaint(error))
             return
-        if not self._overtaken():
-            self.post_message(self.Described(found))
+        self.post_message(self.Described(found))
 
     @work(thread=True, exit_on_error=False)
     def read_adapter(self, name: str) -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.widgets import Static, TabbedContent, TabPane, TextArea
+from textual.containers import Horizontal, Vertical
+from textual.widgets import TabbedContent, TabPane, TextArea
 
 from lorahub.errors import LorahubError
 from lorahub.methods.registry import get
@@ -22,6 +22,7 @@ from tui.planning import Outlook
 from tui.screens.ask import AskDialog
 from tui.screens.compose_reading import ComposeReading
 from tui.widgets.method_form import MethodForm
+from tui.widgets.page import Page
 from tui.widgets.paged_table import PagedTable, Row
 
 STEP = 0.05
@@ -44,17 +45,18 @@ class ComposeScreen(ComposeReading):
                 yield PagedTable(inputs.COLUMNS, id="inputs")
                 yield MethodForm()
             with TabbedContent(id="compose-right", classes="pane"):
-                with TabPane("Plan", id="plan-tab"), VerticalScroll():
-                    yield Static(id="plan")
+                with TabPane("Plan", id="plan-tab"):
+                    yield Page(id="plan")
                 with TabPane("Recipe", id="recipe-tab"):
                     yield TextArea(id="recipe")
-                with TabPane("Conflicts", id="conflicts-tab"), VerticalScroll():
-                    yield Static("o computes how the inputs conflict.", id="conflicts")
+                with TabPane("Conflicts", id="conflicts-tab"):
+                    yield Page(id="conflicts", wrap=False)
 
     def on_mount(self) -> None:
         """Follow the recipe."""
         self.inputs.empty = inputs.EMPTY
         self.inputs.focus()
+        self.query_one("#conflicts", Page).show("o computes how the inputs conflict.")
         self.watch(app_of(self), "draft", self._show)
         self.watch(app_of(self), "basket", self._show_inputs, init=False)
 
@@ -151,7 +153,7 @@ class ComposeScreen(ComposeReading):
         shown = outcome.message if isinstance(outcome, LorahubError) else (
             figures.conflicts(outcome)
         )  # fmt: skip
-        self.query_one("#conflicts", Static).update(text.shown(shown, wrap=False))
+        self.query_one("#conflicts", Page).show(shown)
 
     def on_compose_reading_suggested(self, event: ComposeReading.Suggested) -> None:
         """Take what was suggested into the recipe; undo takes it back."""
@@ -253,7 +255,7 @@ class ComposeScreen(ComposeReading):
     def do_conflicts(self) -> None:
         """By `lorahub compare`, in a child process."""
         self.query_one("#compose-right", TabbedContent).active = "conflicts-tab"
-        self.query_one("#conflicts", Static).update("computing ... lorahub compare")
+        self.query_one("#conflicts", Page).show("computing ... lorahub compare")
         self.read_conflicts(self._live())
 
     def do_suggest(self) -> None:

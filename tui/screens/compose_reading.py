@@ -8,17 +8,16 @@ from typing import Any
 from textual import work
 from textual.markup import escape
 from textual.message import Message
-from textual.widgets import Static
 from textual.worker import get_current_worker
 
 from lorahub.errors import LorahubError
-from tui import text
 from tui.acting import app_of
 from tui.draft import Draft
 from tui.jobs import ask
 from tui.messages import Complaint
 from tui.planning import Outlook, outlook
 from tui.screens.room import Room
+from tui.widgets.page import Page
 
 
 class ComposeReading(Room):
@@ -92,8 +91,8 @@ class ComposeReading(Room):
     def say_plan(self, outlook: Outlook) -> None:
         """Show a plan, or what stands in its way."""
         warnings = (("warning", warning) for warning in outlook.warnings)
-        table = text.facts([("problem", outlook.problem), *outlook.facts, *warnings])
-        self.query_one("#plan", Static).update(table)
+        facts = [("problem", outlook.problem), *outlook.facts, *warnings]
+        self.query_one("#plan", Page).show_facts(facts)
         # In sight from every tab: the text that is wrong is not on the plan's.
         first = outlook.problem.partition("\n")[0]
         self.query_one("#compose-right").border_subtitle = f"! {escape(first)}" if first else ""

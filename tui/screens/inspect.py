@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from textual import work
 from textual.app import ComposeResult
-from textual.containers import ScrollableContainer
 from textual.markup import escape
 from textual.message import Message
-from textual.widgets import Static
 
 from lorahub.errors import LorahubError
 from tui import figures, text
 from tui.acting import app_of
 from tui.actions import bindings
+from tui.describe import scored
 from tui.jobs import ask
 from tui.screens.room import Room
+from tui.widgets.page import Page
 
 
 class InspectScreen(Room):
@@ -42,11 +43,11 @@ class InspectScreen(Room):
         self._names: tuple[str, ...] = ()
         self._found: Mapping[str, Any] | None = None
         self._figure = 0
+        self._scored = ""
 
     def body(self) -> ComposeResult:
         """One scrolling page."""
-        with ScrollableContainer(id="figures", classes="pane", can_focus=True):
-            yield Static(id="page")
+        yield Page(id="figures", classes="pane", wrap=False)
 
     def on_screen_resume(self) -> None:
         """Measure what is looked at now, unless it is measured already."""
@@ -81,7 +82,9 @@ class InspectScreen(Room):
     @work(exclusive=True, exit_on_error=False)
     async def _read(self, names: tuple[str, ...], words: list[str]) -> None:
         try:
-            self.post_message(self.Measured(names, await ask(app_of(self).home, words)))
+            app = app_of(self)
+            self._scored = await asyncio.to_thread(scored, app.workspace, names)
+            self.post_message(self.Measured(names, await ask(app.home, words)))
         except LorahubError as error:
             self.post_message(self.Measured(names, error))
 
@@ -101,10 +104,11 @@ class InspectScreen(Room):
         parts = [figures.layer_map(self._found, figure), figures.spectra(self._found)]
         if len(self._names) > 1:
             parts.append(figures.conflicts(self._found))
+        parts.append(self._scored)
         self._say("\n\n".join(parts))
 
     def _say(self, words: str) -> None:
-        self.query_one("#page", Static).update(text.shown(words, wrap=False))
+        self.query_one(Page).show(words)
 
     # Actions
 
