@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from lorahub.errors import ConflictError, InvalidRecipeError, LorahubError, NotFoundError
-from lorahub.methods.registry import get
-from lorahub.recipe import AUTO, ExportSpec, Recipe, check_auto
+from lorahub.recipe import ExportSpec, Recipe
 from lorahub.recipe_file import LOCK_SUFFIX
 from lorahub.sweep import Sweep, load_sweep
 from lorahub.urls import join
@@ -128,25 +127,6 @@ def gather(paths: Sequence[Path]) -> list[Sweep]:
     return [load_sweep(file) for file in files]
 
 
-def checked(path: Path) -> Iterator[Recipe]:
-    """The recipes of a file, each with its method and parameters checked.
-
-    Raises:
-        InvalidRecipeError: One of them is wrong.
-    """
-    for recipe in load_sweep(path).recipes():
-        check_method(recipe)
-        yield recipe
-
-
-def check_method(recipe: Recipe) -> None:
-    """Raise InvalidRecipeError unless the recipe's method takes its parameters."""
-    if recipe.method == AUTO:
-        check_auto(recipe)
-    else:
-        get(recipe.method).parameters(recipe.parameters)
-
-
 def ordered(named: Iterable[tuple[Recipe, str, Path]]) -> list[Item]:
     """The merges so that each comes after those whose results it needs.
 
@@ -219,33 +199,3 @@ def _outputs(recipe: Recipe, name: str, target: Path) -> Iterator[str]:
 def counts(outcomes: Iterable[Outcome]) -> Mapping[str, int]:
     """How many merges came to which state."""
     return dict(sorted(Counter(o.state for o in outcomes).items()))
-
-
-def markdown(outcomes: Sequence[Outcome]) -> str:
-    """A report on a batch, in Markdown."""
-    found = counts(outcomes)
-    lines = [
-        "# Batch",
-        "",
-        ", ".join(f"{count} {state}" for state, count in found.items()) + ".",
-        "",
-        "| result | state | rank | truncation | least kept | seconds |",
-        "|---|---|---|---|---|---|",
-    ]
-    for o in outcomes:
-        figures = (
-            o.rank,
-            None if o.truncation is None else f"{o.truncation:.2%}",
-            None if o.retained is None else f"{o.retained:.1%}",
-        )
-        cells = [_cell(o.name), o.state, *("-" if f is None else str(f) for f in figures)]
-        lines.append(f"| {' | '.join([*cells, f'{o.seconds:.2f}'])} |")
-    failed = [o for o in outcomes if o.error is not None]
-    if failed:
-        lines += ["", "## Without a result", ""]
-        lines += [f"- {_cell(o.name)}: {_cell(str(o.error))}" for o in failed]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")

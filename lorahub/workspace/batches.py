@@ -190,7 +190,8 @@ class Batches(Recipes):
             yield partial(start_worker, self.config, sign, to, names, resume, device)
 
     def _ordered(self, recipes: Iterable[Recipe], merger: Merger) -> list[Item]:
-        from lorahub.batch import check_method, ordered
+        from lorahub.batch import ordered
+        from lorahub.recipe import check_method
 
         def named() -> Iterator[tuple[Recipe, str, Path]]:
             for recipe in recipes:
