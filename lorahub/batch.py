@@ -10,7 +10,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-from lorahub.engine.plan import Plan
 from lorahub.errors import ConflictError, InvalidRecipeError, LorahubError, NotFoundError
 from lorahub.recipe import ExportSpec, Recipe
 from lorahub.recipe_file import LOCK_SUFFIX
@@ -19,10 +18,6 @@ from lorahub.urls import join
 
 ASK_FROM = 10_000
 """How many merges are begun only when they were asked for twice."""
-
-SECONDS_PER_MERGE = 0.04
-FLOPS_PER_SECOND = 4e9
-"""What a merge costs by itself, and how fast one core works, for rough estimates only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,17 +194,6 @@ def _outputs(recipe: Recipe, name: str, target: Path) -> Iterator[str]:
     if recipe.output.push is not None:
         remote = recipe.output.push.remote
         yield f"repository {f'{remote}://' if remote else ''}{recipe.output.push.repo}"
-
-
-def seconds_for(plan: Plan) -> float:
-    """About how long a plan takes on one core: the products that merging and verifying need."""
-    flops = 0
-    for m in plan.modules:
-        ranks = m.total_rank + m.rank
-        flops += 8 * ranks**2 * (m.d_in + m.d_out)
-        if plan.method.space == "delta":
-            flops += 60 * m.d_in * m.d_out * m.total_rank
-    return SECONDS_PER_MERGE + flops / FLOPS_PER_SECOND
 
 
 def counts(outcomes: Iterable[Outcome]) -> Mapping[str, int]:
