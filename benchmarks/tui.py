@@ -9,7 +9,6 @@ import select
 import signal
 import statistics
 import struct
-import subprocess
 import sys
 import tempfile
 import termios
@@ -23,11 +22,12 @@ from lorahub.workspace import Workspace
 from store import Catalog
 from store.adapters import insert_rows
 from tests.conftest import write_adapter
+from tui.jobs import Jobs
 
 COUNT = 10_000
 STARTS = 5
 KEYS = 300
-BEAT = 0.03
+BEATS = {0.03: "held down", 0.25: "one by one, details painted in between"}
 ROWS, COLUMNS = 36, 120
 
 
@@ -99,29 +99,32 @@ def main() -> None:
             screen.close()
         paint, work = statistics.median(paints[1:]), statistics.median(busy[1:])
         print(f"first paint, cold process: {paint:.3f} s wall, {work:.3f} s CPU")
-        merge = _merge(home, Path(folder))
+        jobs, name = _merge(home, Path(folder))
         screen = Screen(home)
         screen.until("adapter-00000")
-        screen.drain(1.0)
-        waits, before = [], screen.cpu()
-        for number in range(KEYS):
-            sent = screen.press("j")
-            waits.append(screen.until(f"adapter-{number + 1:05d}") - sent)
-            screen.drain(BEAT)
-        work = (screen.cpu() - before) / KEYS
-        running = merge.poll() is None
-        memory = screen.memory()
+        events = jobs.folder / name / "events.jsonl"
+        while not (events.is_file() and "advance" in events.read_text()):
+            screen.drain(0.1)
+        at = 0
+        for beat, what in BEATS.items():
+            waits, before = [], screen.cpu()
+            for _ in range(KEYS):
+                at += 1
+                sent = screen.press("j")
+                waits.append(screen.until(f"adapter-{at:05d}") - sent)
+                screen.drain(beat)
+            work = (screen.cpu() - before) / KEYS
+            (merge,) = jobs.poll()
+            waits.sort()
+            p50, p99 = waits[len(waits) // 2], waits[int(len(waits) * 0.99)]
+            print(
+                f"key to paint, {what}, merge {merge.state}: median {p50 * 1000:.1f} ms, "
+                f"p99 {p99 * 1000:.1f} ms wall; {work * 1000:.1f} ms CPU a key; "
+                f"load {os.getloadavg()[0]:.1f}"
+            )
+        print(f"memory: {screen.memory():.0f} MB")
         screen.close()
-        merge.kill()
-        merge.wait()
-        waits.sort()
-        p50, p99 = waits[len(waits) // 2], waits[int(len(waits) * 0.99)]
-        state = "while a merge runs" if running else "a merge ended meanwhile"
-        print(
-            f"key to paint, {state}: median {p50 * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms wall; "
-            f"{work * 1000:.1f} ms CPU a key, details included"
-        )
-        print(f"memory: {memory:.0f} MB")
+        jobs.stop_all()
 
 
 def _fill(home: Path) -> None:
@@ -131,24 +134,20 @@ def _fill(home: Path) -> None:
     bare = replace(info, modules=())
     with Catalog.open(home / "catalog.db") as catalog, catalog._write() as connection:
         for i in range(COUNT):
-            one = info if i <= KEYS else bare
+            one = info if i <= KEYS * len(BEATS) else bare
             origin = Origin(Source.FOLDER, example)
             insert_rows(connection, Adapter(f"adapter-{i:05d}", origin, one))
 
 
-def _merge(home: Path, folder: Path) -> subprocess.Popen[bytes]:
-    """A long merge beside the application."""
-    modules = {f"layers.{i}.q": (4096, 4096, 64) for i in range(64)}
+def _merge(home: Path, folder: Path) -> tuple[Jobs, str]:
+    """A long merge, which the application starts when it opens."""
+    modules = {f"layers.{i}.q": (4096, 4096, 64) for i in range(96)}
     with Workspace.open(home) as workspace:
         for seed, name in enumerate(("one", "other")):
             workspace.pull([str(write_adapter(folder / name, modules, seed=seed))])
     words = ["merge", "one", "other", "--method", "ties", "--workers", "1", "--name", "long"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "lorahub", *words],
-        env={**os.environ, "LORAHUB_HOME": str(home)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    jobs = Jobs(home)
+    return jobs, jobs.submit([*words, "--events", "jsonl"], "merge long")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from lorahub.urls import is_url
+
 DTYPE_BYTES: Mapping[str, int] = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Floating dtypes factors may have, by their safetensors name, with bytes per value."""
 
@@ -26,6 +28,7 @@ class Source(StrEnum):
     HUB = "hub"
     FOLDER = "folder"
     MERGE = "merge"
+    STORE = "store"
     EXTRACT = "extract"
 
 
@@ -139,8 +142,7 @@ class AdapterInfo:
     @property
     def content_hash(self) -> str:
         """Identity of the adapter: sha256 (hex) over the hashes of its config and weights."""
-        text = f"adapter_config.json {self.config_sha256}\nweights {self.weights_sha256}\n"
-        return hashlib.sha256(text.encode()).hexdigest()
+        return content_hash_of(self.config_sha256, self.weights_sha256)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -161,6 +163,12 @@ class AdapterInfo:
     def parameters(self) -> int:
         """Number of values in all factors."""
         return sum(m.parameters for m in self.modules)
+
+
+def content_hash_of(config_sha256: str, weights_sha256: str) -> str:
+    """`AdapterInfo.content_hash` from the sha256 (hex) of its two files; empty where none is."""
+    text = f"adapter_config.json {config_sha256}\nweights {weights_sha256}\n"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,12 +199,12 @@ class Origin:
     """Where the bytes of an adapter are and how to get them again.
 
     Attributes:
-        source: Hub, folder, merge, or extracted from two models.
+        source: Hub, folder, merge, a storage URL, or extracted from two models.
         folder: Absolute local folder that holds the files now.
         repo_id: ``owner/name`` for the Hub, else None.
         revision: Commit (40 hex) for the Hub, else None.
         requested_revision: The branch or tag that was asked for, or None for the default.
-        endpoint: Hub endpoint URL, or None.
+        endpoint: Address of the Hub; for a storage URL that URL; or None.
     """
 
     source: Source
@@ -205,6 +213,11 @@ class Origin:
     revision: str | None = None
     requested_revision: str | None = None
     endpoint: str | None = None
+
+    @property
+    def url(self) -> str | None:
+        """The storage URL that it was downloaded from, or None."""
+        return self.endpoint if self.source is Source.STORE else None
 
 
 class Confidence(StrEnum):
@@ -269,8 +282,9 @@ class Reference:
     """A reference as a user types it, parsed but not resolved.
 
     ``owner/name[@revision]`` and ``hf://owner/name[@revision]`` mean the Hub,
-    ``https://HOST/owner/name[@revision]`` another one, a path that starts with ``.``, ``/`` or
-    ``~`` a folder, ``FILE.mos#NAME`` a member of a pack, everything else a catalog name or id.
+    ``https://HOST/owner/name[@revision]`` another one, any other address with ``://`` a folder at
+    a storage URL (``s3://BUCKET/FOLDER``), a path that starts with ``.``, ``/`` or ``~`` a
+    folder, ``FILE.mos#NAME`` a member of a pack, everything else a catalog name or id.
     ``owner/name`` may also be a catalog name or an existing folder; resolving decides.
 
     Attributes:
@@ -282,6 +296,7 @@ class Reference:
         endpoint: Address of the Hub, where it is named (``https://HOST``), else None.
         pack: Path of a pack file, for a member of one (``FILE.mos#NAME``), else None.
         member: Name of that member, else None.
+        is_url: Whether it is a storage URL.
     """
 
     text: str
@@ -292,6 +307,7 @@ class Reference:
     endpoint: str | None = None
     pack: str | None = None
     member: str | None = None
+    is_url: bool = False
 
     _PACK = re.compile(r"(?P<file>.+\.mos)(?:#(?P<member>.+))?\Z", re.DOTALL)
     _HUB = re.compile(
@@ -303,6 +319,8 @@ class Reference:
     @classmethod
     def parse(cls, text: str) -> Reference:
         """Parse one reference; never fails, since any other text may be a catalog name."""
+        if is_url(text):
+            return cls(text, is_url=True)
         packed = cls._PACK.match(text)
         if packed is not None:
             return cls(text, pack=packed["file"], member=packed["member"])

@@ -152,6 +152,8 @@ def _code(text: str) -> str:
 
 def _last_part(path: str) -> str:
     """The name at the end of an absolute path of any system; other text as it is."""
+    if path.startswith("file://"):
+        return PurePosixPath(path).name
     if PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute():
         return PureWindowsPath(path).name
     return path

@@ -1,7 +1,8 @@
-"""Work on threads that an interrupted caller need not wait for."""
+"""How many threads there is room for, and work on such as an interrupted caller leaves."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
@@ -10,6 +11,13 @@ from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def usable_cpus() -> int:
+    """CPUs this process may use; where the system does not tell (macOS), those it has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def each(work: Callable[[T], R], items: Sequence[T], workers: int) -> tuple[R, ...]:

@@ -1,6 +1,7 @@
 """The catalog: what adapters there are, and where each came from. No torch, no network."""
 
 from store.catalog import Catalog
+from store.session import is_local
 from store.values import (
     AdapterFilter,
     AdapterSummary,
@@ -32,4 +33,5 @@ __all__ = [
     "Run",
     "RunDraft",
     "Stats",
+    "is_local",
 ]

@@ -65,6 +65,11 @@ def _parsed(where: str) -> URL:
     return url
 
 
+def is_local(where: str | Path) -> bool:
+    """Whether a catalog is a file, which only processes of one machine can share."""
+    return isinstance(where, Path) or _parsed(where).get_backend_name() == "sqlite"
+
+
 def _server(url: URL) -> Engine:
     try:
         return create_engine(

@@ -229,7 +229,7 @@ def test_the_command_is_partial_when_one_fails(workspace: Workspace, tmp_path: P
     body = json.loads(done.stdout)
     assert (done.exit_code, body["status"]) == (8, "partial")
     assert body["result"][1]["error"]["code"] == "usage"
-    assert CliRunner().invoke(app, ["eval", "m", "--with", "nothing.yaml"]).exit_code == 5
+    assert CliRunner().invoke(app, ["eval", "m", "--with", "nothing.yaml"]).exit_code == 3
 
 
 def test_a_merge_made_again_has_no_figures_of_the_former_one(workspace: Workspace) -> None:

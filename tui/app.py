@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -42,8 +43,7 @@ class LorahubApp(Acting, App[None]):
     CSS_PATH = "styles.tcss"
     BINDINGS = bindings("app")
     MODES = modes.MODES
-    ENABLE_COMMAND_PALETTE = True
-    COMMAND_PALETTE_BINDING = "ctrl+p"
+    ENABLE_COMMAND_PALETTE = False  # its key would hide the one of `tui.actions`
     HORIZONTAL_BREAKPOINTS = [  # noqa: RUF012 - as textual declares it
         (0, "-narrow"),
         (100, "-wide"),
@@ -71,6 +71,7 @@ class LorahubApp(Acting, App[None]):
 
     def __init__(self, workspace: Workspace) -> None:
         super().__init__()
+        self.use_command_palette = True
         self.workspace = workspace
         self.home: Path = workspace.config.home
         self.jobs = Jobs(self.home)
@@ -91,6 +92,7 @@ class LorahubApp(Acting, App[None]):
         screen = self.state.screen if self.state.screen in modes.MODES else "browse"
         await self.switch_mode(screen)
         self._watch_jobs()
+        self.call_after_refresh(_spare_collections)
 
     def on_unmount(self) -> None:
         """Remember where the user was."""
@@ -270,6 +272,12 @@ class LorahubApp(Acting, App[None]):
             self.jobs.stop_all()
         if answer is not None:
             self.exit()
+
+
+def _spare_collections() -> None:
+    """What is there at the first paint stays: no later collection visits it, while a key waits."""
+    gc.collect()
+    gc.freeze()
 
 
 def _draft_of(state: State) -> Draft:

@@ -31,6 +31,9 @@ from tui.job_files import folders, held, load, storing, write
 FOR_US = ("--events", "jsonl", "--json")
 """Words that only make a command's output easy to read for a program."""
 
+NICENESS = 5
+"""How far behind the application its jobs stand when both want the processor."""
+
 RECIPE = "RECIPE"
 """Stands in a job's words for the path of its recipe file."""
 
@@ -203,6 +206,7 @@ class Jobs:
                     start_new_session=True,
                     pass_fds=(lock.fileno(),),
                 )
+            _yield_to_the_screen(child.pid)
             write(folder, {**body, "pid": child.pid, "started": time.time()})
             self._children[job.name] = child
 
@@ -229,6 +233,12 @@ class Jobs:
             del self._progress[name]
             return self._ended[name]
         return progress.job(name, body, alive=alive)
+
+
+def _yield_to_the_screen(pid: int) -> None:
+    """Let a process that has just started, and all that it starts, run at a lower priority."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
 
 
 def command(words: Sequence[str]) -> list[str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from rich.table import Table
 from rich.text import Text
 
 from lorahub.errors import LorahubError
@@ -79,21 +78,14 @@ def clipped(words: str, width: int) -> str:
     return words if len(words) <= width else f"{words[: width - 1]}…"
 
 
+def clean(words: str) -> str:
+    """Words from anywhere without control characters, which stand as question marks."""
+    return "".join(c if c.isprintable() or c == "\n" else " " if c == "\t" else "?" for c in words)
+
+
 def shown(words: str, *, wrap: bool = True) -> Text:
     """Words from anywhere, as a widget may show them: no markup, no control characters."""
-    clean = "".join(c if c.isprintable() or c == "\n" else " " if c == "\t" else "?" for c in words)
-    return Text(clean, no_wrap=not wrap, overflow=None if wrap else "ellipsis")
-
-
-def facts(pairs: Iterable[tuple[str, str]]) -> Table:
-    """Fields in bold with their values beside them; what is empty is left out."""
-    table = Table.grid(padding=(0, 1))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for key, value in pairs:
-        if value:
-            table.add_row(key, shown(value))
-    return table
+    return Text(clean(words), no_wrap=not wrap, overflow=None if wrap else "ellipsis")
 
 
 def ending(words: str, width: int) -> str:

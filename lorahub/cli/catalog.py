@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="Catalog name, id, folder or Hub id.")]
 Refs = Annotated[list[str], typer.Argument(metavar="REF...", help="One or more adapters.")]
+BaseFilter = Annotated[
+    str | None, typer.Option("--base", help="Base model by any of its names, or a part of one.")
+]
 
 
 def ls(
-    base: Annotated[
-        str | None, typer.Option("--base", help="Base model by any of its names, or a part of one.")
-    ] = None,
+    base: BaseFilter = None,
     rank: Annotated[
         str | None, typer.Option("--rank", help="Rank or range: 8, 8..16, ..16, 8..")
     ] = None,
@@ -41,7 +42,7 @@ def ls(
     task: Annotated[str | None, typer.Option("--task", help="PEFT task type.")] = None,
     method: Annotated[str | None, typer.Option("--method", help="Merged by this method.")] = None,
     source: Annotated[
-        str | None, typer.Option("--source", help="hub, folder, merge or extract.")
+        str | None, typer.Option("--source", help="hub, store, folder, merge or extract.")
     ] = None,
     since: Annotated[
         str | None, typer.Option("--since", help="Catalogued then or later: 2026-01-31 (UTC).")
@@ -51,6 +52,10 @@ def ls(
     ] = None,
     used_in: Annotated[
         str | None, typer.Option("--used-in", metavar="REF", help="Parents of this merged adapter.")
+    ] = None,
+    words: Annotated[
+        str | None,
+        typer.Option("--search", help="Has these words, best first; as `lorahub search`."),
     ] = None,
     sort: Annotated[str, typer.Option("--sort", help="name, created, rank, size, base.")] = "name",
     reverse: Annotated[bool, typer.Option("--reverse", help="Descending order.")] = False,
@@ -84,6 +89,10 @@ def ls(
         )
         if facets:
             _print_facets(workspace.facets(where), as_json=as_json)
+            return
+        if words:
+            rows = workspace.search(words, limit=limit, offset=offset, where=where)
+            _print_rows(rows, workspace, as_json=as_json)
             return
         rows = workspace.adapters(where, sort=sort, descending=reverse, limit=limit, offset=offset)
         total = workspace.count(where)
@@ -190,6 +199,7 @@ def show(reference: Ref, as_json: sink.Json = False) -> None:
             ("id", info.content_hash[:16]),
             ("source", origin.source.value),
             ("repository", f"{origin.repo_id}@{origin.revision}" if origin.repo_id else None),
+            ("url", origin.url),
             ("folder", str(origin.folder)),
             ("format", info.format),
             ("type", info.peft_type),

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorahub.adapter import Adapter
 from lorahub.config import Config
-from lorahub.errors import ConflictError, LorahubError, PartialError, ResourceError, UsageError
+from lorahub.errors import ConflictError, LorahubError, PartialError, UsageError
 from lorahub.events import Advanced, Listener, PhaseStarted, Warned, ignore
 from lorahub.merging import Merged, Merger
+from lorahub.storage import stored
 from lorahub.workspace.recipes import Recipes
-from store import Catalog
+from store import Catalog, is_local
 
 if TYPE_CHECKING:
-    from multiprocessing.synchronize import Event
-
     from lorahub.batch import Forecast, Item, Outcome
+    from lorahub.engine.plan import Plan
+    from lorahub.executors import Executor, Group, Start, Worker
     from lorahub.recipe import Recipe
+
+MOST_TOGETHER = 64
+TOGETHER_BYTES = 4 << 30
+"""Merges, and bytes of their results, that are under way together; an interruption loses them."""
+
+GROUP_MERGES = 16
+"""Most merges that are handed to another process at once, and begun at once under fail_fast."""
 
 
 class Batches(Recipes):
@@ -37,31 +42,38 @@ class Batches(Recipes):
         Raises:
             LorahubError: As `batch`, and as `plan` of any of the recipes.
         """
-        from lorahub.batch import Forecast, seconds_for
+        from lorahub.batch import Forecast, groups
+        from lorahub.cost import Cost, Speed, cost_of
 
         merger = Merger(self.config, self.catalog)
         items = self._ordered(recipes, merger)
         sources = self._finder(items, listener)
         unchanged = unknown = read = written = 0
         seconds = 0.0
-        for item in items:
-            if item.needs:
-                unknown += 1
-                continue
-            plan = self._plan(item.recipe, sources, listener)
-            if merger.is_there(item.recipe, plan):
-                unchanged += 1
-                continue
-            read += plan.input_bytes
-            written += plan.output_bytes
-            seconds += seconds_for(plan)
+        for group in groups(items):
+            costs: list[Cost] = []
+            for item in group:
+                if item.needs:
+                    unknown += 1
+                    continue
+                plan = self._plan(item.recipe, sources, listener)
+                if merger.is_there(item.recipe, plan):
+                    unchanged += 1
+                    continue
+                costs.append(cost_of(plan))
+            if costs:
+                seconds += Speed().seconds(costs)
+                read += sum(cost.input_bytes for cost in costs)
+                written += sum(cost.output_bytes for cost in costs)
         return Forecast(len(items), unchanged, unknown, read, written, seconds)
 
     def batch(
         self,
         recipes: Iterable[Recipe],
         *,
+        to: str | None = None,
         jobs: int = 1,
+        executor: Executor | None = None,
         resume: bool = False,
         fail_fast: bool = False,
         device: str = "auto",
@@ -75,10 +87,14 @@ class Batches(Recipes):
 
         Args:
             recipes: What to merge; they are all read and checked before anything starts.
+            to: Storage URL that every result is exported to as well, under its name, as soon as
+                it is made. What is there already is downloaded instead of merged again.
             jobs: How many processes merge at a time, each on one core; 1 is this process.
+            executor: Where to merge instead.
             resume: Also make again the results of earlier merges whose recipe or sources have
                 changed since, where they otherwise are conflicts.
-            fail_fast: Begin nothing more after a failure.
+            fail_fast: Begin nothing more after a failure; some merges with the same sources may
+                have been begun together with the one that failed.
             device: As for `merge`.
             listener: Receives the phase ``batch``.
 
@@ -86,25 +102,30 @@ class Batches(Recipes):
             ConflictError: Two recipes have one output.
             InvalidRecipeError: A recipe is wrong, or some need each other in a circle.
             UsageError: A recipe without an output, or fewer than one job.
+            LorahubError: The store does not answer, as `lorahub.storage.stored`.
         """
-        if jobs < 1:
-            raise UsageError(f"{jobs} jobs cannot merge anything", hint="give 1 or more")
+        from lorahub.batch import sent_to
+        from lorahub.executors import choose
+
+        executor = executor or choose(None, jobs=jobs)
         items = self._ordered(recipes, Merger(self.config, self.catalog))
-        return self._outcomes(items, jobs, resume, fail_fast, device, listener)
+        if to is not None:
+            stored(to)
+            items = [sent_to(item, to) for item in items]
+        return self._outcomes(items, executor, resume, fail_fast, device, listener)
 
     def _outcomes(
         self,
         items: list[Item],
-        jobs: int,
+        executor: Executor,
         resume: bool,
         fail_fast: bool,
         device: str,
         listener: Listener,
     ) -> Generator[Outcome, None, None]:
-        from lorahub.batch import Outcome
+        from lorahub.batch import Outcome, groups
 
         listener(PhaseStarted("batch", len(items), "merges"))
-        run = self._here if jobs == 1 or len(items) < 2 else self._in_processes(jobs)
         missing: set[str] = set()
         stopped = False
 
@@ -115,8 +136,11 @@ class Batches(Recipes):
             why = f"'{lacking[0]}', which it needs, is missing" if lacking else "not begun"
             return Outcome(item.name, "skipped", item.target, error=PartialError(why))
 
+        share = -(-len(items) // (2 * executor.jobs))
+        most = min(GROUP_MERGES, share) if executor.elsewhere or fail_fast else None
+        start = self._start(items, executor, resume, device, listener)
         done = 0
-        with closing(run(items, hindered, resume, device, listener)) as outcomes:
+        with closing(executor.run(groups(items, most), hindered, start)) as outcomes:
             for outcome in outcomes:
                 if outcome.error is not None:
                     missing.add(outcome.name)
@@ -126,41 +150,36 @@ class Batches(Recipes):
                 listener(Advanced("batch", done, outcome.name))
                 yield outcome
 
-    def _here(
+    def _start(
         self,
         items: list[Item],
-        hindered: Callable[[Item], Outcome | None],
+        executor: Executor,
         resume: bool,
         device: str,
         listener: Listener,
-    ) -> Generator[Outcome, None, None]:
-        one = _One(self, self._finder(items, _only_warnings(listener)), resume, device, None)
-        for item in items:
-            yield hindered(item) or one(item)
-
-    def _in_processes(self, jobs: int) -> Callable[..., Generator[Outcome, None, None]]:
-        def run(
-            items: list[Item],
-            hindered: Callable[[Item], Outcome | None],
-            resume: bool,
-            device: str,
-            listener: Listener,
-        ) -> Generator[Outcome, None, None]:
-            # Sources are pulled here once; the workers find them in the catalog.
-            find = self._finder(items, _only_warnings(listener))
-            names = {item.name for item in items}
-            for source in sorted({s for item in items for s in item.sources} - names):
-                try:
-                    find(source)
-                except LorahubError:
-                    continue  # it is the outcome of every merge that needs it
-            start = partial(_start, self.config, names, resume, device)
-            yield from _spread(items, hindered, jobs, start)
-
-        return run
+    ) -> Start:
+        """What makes a worker of ``executor`` ready."""
+        elsewhere = [host for host in executor.hosts if host != socket.gethostname()]
+        if elsewhere and is_local(self.config.database):
+            raise UsageError(
+                f"{elsewhere[0]} cannot write this catalog, which is a file of this machine",
+                hint="keep the catalog in PostgreSQL: set LORAHUB_DATABASE_URL",
+            )
+        find = self._finder(items, _only_warnings(listener))
+        if not executor.elsewhere:
+            return partial(Maker, self, find, resume, device, None)
+        # Sources are pulled here once; the workers find them in the catalog.
+        names = {item.name for item in items}
+        for source in sorted({s for item in items for s in item.sources} - names):
+            try:
+                find(source)
+            except LorahubError:
+                continue  # it is the outcome of every merge that needs it
+        return partial(start_worker, self.config, names, resume, device)
 
     def _ordered(self, recipes: Iterable[Recipe], merger: Merger) -> list[Item]:
-        from lorahub.batch import check_method, ordered
+        from lorahub.batch import ordered
+        from lorahub.recipe import check_method
 
         def named() -> Iterator[tuple[Recipe, str, Path]]:
             for recipe in recipes:
@@ -186,108 +205,9 @@ class Batches(Recipes):
 
         return find
 
-    def _merge_one(
-        self,
-        item: Item,
-        merger: Merger,
-        find: Callable[[str], Adapter],
-        *,
-        resume: bool,
-        device: str,
-        workers: int | None,
-        listener: Listener,
-    ) -> Merged:
-        plan = self._plan(item.recipe, find, listener)
 
-        def merge(*, force: bool) -> Merged:
-            return merger.merge(
-                item.recipe, plan, device=device, workers=workers, force=force, listener=listener
-            )
-
-        for last in (False, False, True):
-            try:
-                merged = merge(force=False)
-                break
-            except ConflictError:
-                # Another process may be making the same; or an earlier result is in the way.
-                there = merger.is_there(item.recipe, plan)
-                if resume and not there and merger.is_result(item.recipe):
-                    merged = merge(force=True)
-                    break
-                if last or not there:
-                    raise
-        self._hand_on(item.recipe, merged.adapter.name)
-        return merged
-
-
-def _spread(
-    items: Sequence[Item],
-    hindered: Callable[[Item], Outcome | None],
-    jobs: int,
-    start: Callable[[Event], None],
-) -> Generator[Outcome, None, None]:
-    """Merge in ``jobs`` processes, each item after what it needs.
-
-    When a process is killed, what was under way begins again in new ones; what is lost so twice
-    has failed.
-    """
-    from lorahub.batch import Outcome
-
-    waiting = list(reversed(items))
-    running: dict[Future[Outcome], Item] = {}
-    done: set[str] = set()
-    lost: Counter[str] = Counter()
-    pool: ProcessPoolExecutor | None = None
-    context = get_context("spawn")
-    stop = context.Event()
-    try:
-        while waiting or running:
-            broken, blocked = False, []
-            if pool is None:
-                pool = ProcessPoolExecutor(jobs, context, start, (stop,))
-            while waiting and len(running) < 2 * jobs and not broken:
-                item = waiting.pop()
-                outcome = hindered(item)
-                if outcome is not None:
-                    done.add(item.name)
-                    yield outcome
-                elif item.needs <= done:
-                    try:
-                        running[pool.submit(_merge, item)] = item
-                    except BrokenProcessPool:
-                        broken = True
-                        blocked.append(item)
-                else:
-                    blocked.append(item)
-            waiting += reversed(blocked)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                item = running.pop(future)
-                try:
-                    outcome = future.result()
-                except BrokenProcessPool:
-                    broken = True
-                    lost[item.name] += 1
-                    if lost[item.name] == 1:
-                        waiting.append(item)
-                        continue
-                    error = ResourceError(
-                        "its process was killed, twice",
-                        hint="repeat the batch with fewer --jobs: memory may have run out",
-                    )
-                    outcome = Outcome(item.name, "failed", item.target, error=error)
-                done.add(item.name)
-                yield outcome
-            if broken and not running:
-                pool.shutdown(wait=False)
-                pool = None
-    finally:
-        stop.set()
-        if pool is not None:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-class _One:
-    """Makes one result after the other with what it remembers of the sources."""
+class Maker:
+    """Makes groups of results with what it remembers of the sources."""
 
     def __init__(
         self,
@@ -296,7 +216,7 @@ class _One:
         resume: bool,
         device: str,
         workers: int | None,
-        listener: Listener = ignore,
+        listener: Listener,
     ) -> None:
         self._workspace = workspace
         self._listener = listener
@@ -304,66 +224,129 @@ class _One:
         self._find = find
         self._resume, self._device, self._workers = resume, device, workers
 
-    def __call__(self, item: Item) -> Outcome:
-        from lorahub.batch import Outcome
+    def __call__(self, group: Group) -> Iterator[Outcome]:
+        """Outcomes of a group: merges under way together share what they can."""
+        part: list[tuple[Item, Plan]] = []
+        size, layout = 0, None
+        for item in group:
+            start = time.perf_counter()
+            try:
+                plan = self._planned(item)
+            except LorahubError as error:
+                yield _outcome(item, error, time.perf_counter() - start)
+                continue
+            size += plan.output_bytes
+            full = len(part) == MOST_TOGETHER or size > TOGETHER_BYTES
+            if part and (full or plan.layout != layout):
+                yield from self._made(part)
+                part, size = [], plan.output_bytes
+            if not part:
+                layout = plan.layout
+            part.append((item, plan))
+        if part:
+            yield from self._made(part)
 
+    def one(self, item: Item) -> Merged:
+        """The result of one merge.
+
+        Raises:
+            LorahubError: There is none.
+        """
+        plan = self._planned(item)
+        (merged,) = self._merged([(item, plan)])
+        found = self._settled(item, plan, merged)
+        if isinstance(found, LorahubError):
+            raise found
+        return found
+
+    def _planned(self, item: Item) -> Plan:
+        """The plan of a merge, whose result is brought back first from where it is already."""
+        workspace, recipe = self._workspace, item.recipe
+        plan = workspace._plan(recipe, self._find, self._listener)  # noqa: SLF001
+        workspace._bring_back(recipe, plan, self._merger, self._listener)  # noqa: SLF001
+        return plan
+
+    def _made(self, part: list[tuple[Item, Plan]]) -> Iterator[Outcome]:
         start = time.perf_counter()
-        try:
-            merged = self._workspace._merge_one(  # noqa: SLF001 - its own helper
-                item,
-                self._merger,
-                self._find,
-                resume=self._resume,
-                device=self._device,
-                workers=self._workers,
-                listener=self._listener,
-            )
-        except LorahubError as error:
-            seconds = time.perf_counter() - start
-            return Outcome(item.name, "failed", item.target, seconds, error=error)
-        check = merged.record.verification
-        return Outcome(
-            item.name,
-            merged.state,
-            item.target,
-            time.perf_counter() - start,
-            merged.record.rank,
-            check.truncation,
-            min(check.retained),
+        made = self._merged(part)
+        seconds = (time.perf_counter() - start) / len(part)
+        for (item, plan), merged in zip(part, made, strict=True):
+            begun = time.perf_counter()
+            found = self._settled(item, plan, merged)
+            yield _outcome(item, found, seconds + time.perf_counter() - begun)
+
+    def _merged(
+        self, part: Sequence[tuple[Item, Plan]], *, force: bool = False
+    ) -> list[Merged | LorahubError]:
+        return self._merger.merge_all(
+            [(item.recipe, plan) for item, plan in part],
+            device=self._device,
+            workers=self._workers,
+            force=force,
+            listener=self._listener,
         )
 
+    def _settled(
+        self, item: Item, plan: Plan, merged: Merged | LorahubError
+    ) -> Merged | LorahubError:
+        """The result handed on, or made after all where something only was in the way."""
+        try:
+            if isinstance(merged, ConflictError):
+                merged = self._again(item, plan, merged)
+            if isinstance(merged, Merged):
+                self._workspace._hand_on(  # noqa: SLF001
+                    item.recipe, merged.adapter.name, resume=self._resume
+                )
+        except LorahubError as error:
+            return error
+        return merged
 
-_worker: _One | None = None
+    def _again(self, item: Item, plan: Plan, conflict: ConflictError) -> Merged:
+        """Merge where another process may be making the same, or an earlier result is in the way.
+
+        Raises:
+            LorahubError: It is something else, or cannot be made.
+        """
+        merged: Merged | LorahubError = conflict
+        for _ in range(2):
+            there = self._merger.is_there(item.recipe, plan)
+            force = self._resume and not there and self._merger.is_result(item.recipe)
+            if there or force:
+                (merged,) = self._merged([(item, plan)], force=force)
+            if force or not isinstance(merged, ConflictError):
+                break
+        if isinstance(merged, LorahubError):
+            raise merged
+        return merged
 
 
-def _start(config: Config, made: set[str], resume: bool, device: str, stop: Event) -> None:
-    """Make a process ready to merge, with one thread, until ``stop`` is set."""
-    import signal
+def _outcome(item: Item, merged: Merged | LorahubError, seconds: float) -> Outcome:
+    from lorahub.batch import Outcome
 
+    if isinstance(merged, LorahubError):
+        return Outcome(item.name, "failed", item.target, seconds, error=merged)
+    check = merged.record.verification
+    return Outcome(
+        item.name,
+        merged.state,
+        item.target,
+        seconds,
+        merged.record.rank,
+        check.truncation,
+        min(check.retained),
+    )
+
+
+def start_worker(
+    config: Config, made: set[str], resume: bool, device: str, listener: Listener
+) -> Worker:
+    """A worker in a process of its own, which merges on one thread."""
     import torch
 
-    global _worker
-    # Ctrl-C reaches every process of a terminal; the first one stops the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     workspace = Batches(config, Catalog.open(config.database))
     find = workspace._remembering(made, ignore)  # noqa: SLF001
-    _worker = _One(workspace, find, resume, device, 1, _until(stop))
-
-
-def _merge(item: Item) -> Outcome:
-    assert _worker is not None
-    return _worker(item)
-
-
-def _until(stop: Event) -> Listener:
-    """A listener that interrupts the work once ``stop`` is set."""
-
-    def listen(_: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-
-    return listen
+    return Maker(workspace, find, resume, device, 1, listener)
 
 
 def _only_warnings(listener: Listener) -> Listener:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from textual import work
 from textual.message import Message
-from textual.worker import get_current_worker
 
 from lorahub.adapter import Adapter
 from lorahub.errors import LorahubError
 from tui import listing
 from tui.acting import app_of
-from tui.describe import Description, describe
+from tui.describe import Description, describe, neighbours
+from tui.jobs import ask
 from tui.listing import Entry
 from tui.messages import Complaint
 from tui.query import Query
 from tui.screens.room import Room
+from tui.text import spoken
 
-SETTLED = 0.03
+SETTLED = 0.1
 """Seconds that a cursor or a filter must rest before all about it is read."""
 
 
@@ -59,6 +61,13 @@ class BrowseReading(Room):
             super().__init__()
             self.description = description
 
+    class Resembled(Message):
+        """What an adapter is like, in words."""
+
+        def __init__(self, name: str, words: str) -> None:
+            super().__init__()
+            self.name, self.words = name, words
+
     class Picked(Message):
         """An adapter that the user wants in the basket."""
 
@@ -69,24 +78,18 @@ class BrowseReading(Room):
     class Removed(Message):
         """An adapter left the catalog."""
 
-    def _overtaken(self) -> bool:
-        """Whether the thread that asks was followed by another of its group."""
-        return get_current_worker().is_cancelled
-
-    @work(thread=True, exclusive=True, group="list", exit_on_error=False)
-    def read_list(self, query: Query, sort: str, *, descending: bool) -> None:
+    @work(exclusive=True, group="list", exit_on_error=False)
+    async def read_list(self, query: Query, sort: str, *, descending: bool) -> None:
         """Read the first page and the counts."""
         catalog = app_of(self).workspace.catalog
+        read = partial(listing.first_page, catalog, query, sort, descending=descending)
         try:
-            count, rows = listing.first_page(catalog, query, sort, descending=descending)
-            if self._overtaken():
-                return
+            count, rows = await asyncio.to_thread(read)
             self.post_message(self.Listed(query, count, rows))
             # Counting takes longer than listing, and nobody reads it while typing goes on.
-            time.sleep(SETTLED)
-            if self._overtaken():
-                return
-            self.post_message(self.Counted(query, catalog.facets(query.where)))
+            await asyncio.sleep(SETTLED)
+            counts = await asyncio.to_thread(catalog.facets, query.where)
+            self.post_message(self.Counted(query, counts))
         except LorahubError as error:
             self.post_message(Complaint(error))
 
@@ -104,19 +107,26 @@ class BrowseReading(Room):
             return
         self.post_message(self.Paged(first, generation, rows))
 
-    @work(thread=True, exclusive=True, group="describe", exit_on_error=False)
-    def read_description(self, name: str) -> None:
+    @work(exclusive=True, group="describe", exit_on_error=False)
+    async def read_description(self, name: str) -> None:
         """Read all about one adapter, unless the cursor moves on at once."""
-        time.sleep(SETTLED)
-        if self._overtaken():
-            return
+        await asyncio.sleep(SETTLED)
         try:
-            found = describe(app_of(self).workspace, name)
+            found = await asyncio.to_thread(describe, app_of(self).workspace, name)
         except LorahubError as error:
             self.post_message(Complaint(error))
             return
-        if not self._overtaken():
-            self.post_message(self.Described(found))
+        self.post_message(self.Described(found))
+
+    @work(exclusive=True, group="similar", exit_on_error=False)
+    async def read_similar(self, name: str) -> None:
+        """Search for what is like an adapter, in a child process: it may have to read factors."""
+        words = ["similar", name]
+        try:
+            found = await ask(app_of(self).home, words)
+            self.post_message(self.Resembled(name, neighbours(found)))
+        except LorahubError as error:
+            self.post_message(self.Resembled(name, spoken(error)))
 
     @work(thread=True, exit_on_error=False)
     def read_adapter(self, name: str) -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.widgets import Static, TabbedContent, TabPane, TextArea
+from textual.containers import Horizontal, Vertical
+from textual.widgets import TabbedContent, TabPane, TextArea
 
 from lorahub.errors import LorahubError
 from lorahub.methods.registry import get
@@ -18,10 +18,11 @@ from tui.actions import bindings
 from tui.draft import Draft, Input, from_yaml
 from tui.editor import edited
 from tui.forms import fields_of, value_of
-from tui.planning import Outlook
+from tui.planning import Energy, Outlook
 from tui.screens.ask import AskDialog
 from tui.screens.compose_reading import ComposeReading
 from tui.widgets.method_form import MethodForm
+from tui.widgets.page import Page
 from tui.widgets.paged_table import PagedTable, Row
 
 STEP = 0.05
@@ -44,17 +45,18 @@ class ComposeScreen(ComposeReading):
                 yield PagedTable(inputs.COLUMNS, id="inputs")
                 yield MethodForm()
             with TabbedContent(id="compose-right", classes="pane"):
-                with TabPane("Plan", id="plan-tab"), VerticalScroll():
-                    yield Static(id="plan")
+                with TabPane("Plan", id="plan-tab"):
+                    yield Page(id="plan")
                 with TabPane("Recipe", id="recipe-tab"):
                     yield TextArea(id="recipe")
-                with TabPane("Conflicts", id="conflicts-tab"), VerticalScroll():
-                    yield Static("o computes how the inputs conflict.", id="conflicts")
+                with TabPane("Conflicts", id="conflicts-tab"):
+                    yield Page(id="conflicts", wrap=False)
 
     def on_mount(self) -> None:
         """Follow the recipe."""
         self.inputs.empty = inputs.EMPTY
         self.inputs.focus()
+        self.query_one("#conflicts", Page).show("o computes how the inputs conflict.")
         self.watch(app_of(self), "draft", self._show)
         self.watch(app_of(self), "basket", self._show_inputs, init=False)
 
@@ -147,11 +149,13 @@ class ComposeScreen(ComposeReading):
 
     def on_compose_reading_compared(self, event: ComposeReading.Compared) -> None:
         """Show the conflicts, or why there are none."""
-        outcome = event.outcome
-        shown = outcome.message if isinstance(outcome, LorahubError) else (
-            figures.conflicts(outcome)
-        )  # fmt: skip
-        self.query_one("#conflicts", Static).update(text.shown(shown, wrap=False))
+        page = self.query_one("#conflicts", Page)
+        if isinstance(event.outcome, LorahubError):
+            page.show(text.spoken(event.outcome))
+            return
+        page.show(figures.conflicts(event.outcome))
+        self.energy = Energy.of(event.outcome)
+        self.read_outlook(self.draft)
 
     def on_compose_reading_suggested(self, event: ComposeReading.Suggested) -> None:
         """Take what was suggested into the recipe; undo takes it back."""
@@ -253,7 +257,7 @@ class ComposeScreen(ComposeReading):
     def do_conflicts(self) -> None:
         """By `lorahub compare`, in a child process."""
         self.query_one("#compose-right", TabbedContent).active = "conflicts-tab"
-        self.query_one("#conflicts", Static).update("computing ... lorahub compare")
+        self.query_one("#conflicts", Page).show("computing ... lorahub compare")
         self.read_conflicts(self._live())
 
     def do_suggest(self) -> None:
@@ -275,7 +279,8 @@ class ComposeScreen(ComposeReading):
         if self.draft.name or "folder" in output:
             self._merge()
             return
-        dialog = AskDialog("Name of the result", "letters, digits, - _ .", "lorahub merge --name")
+        command = f"{self.draft.command()} --name"
+        dialog = AskDialog("Name of the result", "letters, digits, - _ .", command)
         self.app.push_screen(dialog, self._named)
 
     def _named(self, name: str | None) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 from textual import work
 from textual.app import ComposeResult
-from textual.containers import Horizontal, VerticalScroll
+from textual.containers import Horizontal
 from textual.message import Message
-from textual.widgets import Static
 
 from lorahub.errors import LorahubError
 from store import Run
@@ -22,6 +22,7 @@ from tui.messages import Complaint
 from tui.runs import described, difference, record_of, span_of
 from tui.screens.push import PushDialog
 from tui.screens.room import Room
+from tui.widgets.page import Page
 from tui.widgets.paged_table import PAGE, Column, PagedTable, Row
 
 COLUMNS = (
@@ -57,8 +58,7 @@ class HistoryScreen(Room):
         """The runs and the one under the cursor."""
         with Horizontal(id="history"):
             yield PagedTable(COLUMNS, id="runs")
-            with VerticalScroll(id="run-detail", classes="pane", can_focus=True):
-                yield Static(id="run-text")
+            yield Page(id="run-detail", classes="pane")
 
     def on_mount(self) -> None:
         """Read them."""
@@ -78,9 +78,12 @@ class HistoryScreen(Room):
         return row.value if row is not None else None
 
     def command(self) -> str:
-        """The merge of the recipe beside the result."""
+        """The merge of the recipe beside the result, or of a copy where there is no result."""
         run = self.run
-        return f"lorahub merge {run.target}/recipe.yaml" if run is not None else "lorahub merge"
+        if run is None:
+            return "lorahub merge --help"
+        folder = Path(run.target) if run.state == "finished" else Path()
+        return shlex.join(["lorahub", "merge", str(folder / "recipe.yaml")])
 
     @work(thread=True, exit_on_error=False)
     def _read(self, first: int, generation: int) -> None:
@@ -137,7 +140,7 @@ class HistoryScreen(Room):
         if run is not None:
             compared = self._marked is not None and self._marked.id != run.id
             shown = difference(self._marked, run) if compared and self._marked else described(run)
-        self.query_one("#run-text", Static).update(text.shown(shown))
+        self.query_one(Page).show(shown)
         self.say_command()
 
     # Actions

@@ -9,10 +9,8 @@ from typing import Any
 
 from textual import work
 from textual.app import ComposeResult
-from textual.containers import ScrollableContainer
 from textual.markup import escape
 from textual.message import Message
-from textual.widgets import Static
 
 from lorahub.errors import LorahubError
 from tui import figures, text
@@ -21,6 +19,7 @@ from tui.actions import bindings
 from tui.describe import scored
 from tui.jobs import ask
 from tui.screens.room import Room
+from tui.widgets.page import Page
 
 
 class InspectScreen(Room):
@@ -48,8 +47,7 @@ class InspectScreen(Room):
 
     def body(self) -> ComposeResult:
         """One scrolling page."""
-        with ScrollableContainer(id="figures", classes="pane", can_focus=True):
-            yield Static(id="page")
+        yield Page(id="figures", classes="pane", wrap=False)
 
     def on_screen_resume(self) -> None:
         """Measure what is looked at now, unless it is measured already."""
@@ -65,8 +63,9 @@ class InspectScreen(Room):
         return (app.state.adapter,) if app.state.adapter else ()
 
     def command(self) -> str:
-        """`lorahub compare`, or `lorahub show` for one adapter."""
-        return shlex.join(["lorahub", *self._words()]) if self._targets() else "lorahub compare"
+        """`lorahub compare`, or `lorahub inspect` for one adapter."""
+        words = self._words() if self._targets() else ["compare", "--help"]
+        return shlex.join(["lorahub", *words])
 
     def _words(self) -> list[str]:
         names = self._targets()
@@ -110,7 +109,7 @@ class InspectScreen(Room):
         self._say("\n\n".join(parts))
 
     def _say(self, words: str) -> None:
-        self.query_one("#page", Static).update(text.shown(words, wrap=False))
+        self.query_one(Page).show(words)
 
     # Actions
 

@@ -8,10 +8,9 @@ from typing import Any
 
 from textual import work
 from textual.app import ComposeResult
-from textual.containers import VerticalScroll
 from textual.markup import escape
 from textual.message import Message
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
 from lorahub.errors import LorahubError
 from tui import text
@@ -21,6 +20,7 @@ from tui.job import Job
 from tui.jobs import ask
 from tui.query import pairs
 from tui.screens.room import Room
+from tui.widgets.page import Page
 from tui.widgets.paged_table import Column, PagedTable, Row
 
 COLUMNS = (
@@ -62,8 +62,7 @@ class RemoteScreen(Room):
         """What to look for, what was found, and the one under the cursor."""
         yield Input(placeholder="search: words, base:owner/name, sort:likes ...", id="remote-line")
         yield PagedTable(COLUMNS, id="found")
-        with VerticalScroll(id="remote-detail", classes="pane"):
-            yield Static(id="remote-text")
+        yield Page(id="remote-detail", classes="pane")
 
     def on_mount(self) -> None:
         """Begin with the line."""
@@ -132,9 +131,7 @@ class RemoteScreen(Room):
     def on_paged_table_highlighted(self) -> None:
         """Say more of it."""
         entry = self.entry
-        self.query_one("#remote-text", Static).update(
-            text.shown(_described(entry) if entry else "")
-        )
+        self.query_one(Page).show(_described(entry) if entry else "")
 
     def on_paged_table_opened(self) -> None:
         """Enter pulls."""
@@ -196,15 +193,8 @@ def _row(entry: Mapping[str, Any]) -> Row:
         str(entry.get("license") or "-"),
         f"{entry.get('downloads') or 0:,}",
     )
-    mark = (
-        "↑"
-        if entry.get("state") == "changed"
-        else "●"
-        if entry.get("name")
-        else "!"
-        if entry.get("error")
-        else " "
-    )
+    changed = entry.get("state") == "changed"
+    mark = "!" if entry.get("error") else "↑" if changed else "●" if entry.get("name") else " "
     return Row(entry, cells, mark, dim=bool(entry.get("error")))
 
 

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from textual.app import ComposeResult
-from textual.containers import Vertical, VerticalScroll
-from textual.widgets import Static
+from textual.containers import Vertical
 
 from lorahub.errors import LorahubError
 from tui import text
@@ -16,6 +15,7 @@ from tui.acting import app_of
 from tui.actions import bindings
 from tui.job import Job
 from tui.screens.room import Room
+from tui.widgets.page import Page
 from tui.widgets.paged_table import PAGE, Column, PagedTable, Row
 
 COLUMNS = (
@@ -45,8 +45,7 @@ class RunScreen(Room):
         """The jobs over the one under the cursor."""
         with Vertical():
             yield PagedTable(COLUMNS, id="jobs")
-            with VerticalScroll(id="job", classes="pane", can_focus=True):
-                yield Static(id="job-facts")
+            yield Page(id="job", classes="pane")
 
     def on_mount(self) -> None:
         """Follow the jobs."""
@@ -70,7 +69,7 @@ class RunScreen(Room):
     def command(self) -> str:
         """The job's own command."""
         job = self.job
-        return app_of(self).jobs.line(job) if job is not None else "lorahub merge ..."
+        return app_of(self).jobs.line(job) if job is not None else "lorahub merge --help"
 
     def _show(self, jobs: tuple[Job, ...]) -> None:
         before = self.jobs.row
@@ -98,13 +97,13 @@ class RunScreen(Room):
 
     def _describe(self) -> None:
         job = self.job
-        static = self.query_one("#job-facts", Static)
+        page = self.query_one(Page)
         if job is None:
-            static.update("")
+            page.show("")
             return
         jobs = app_of(self).jobs
         more = [("command", jobs.line(job)), ("log", jobs.log(job, 4000))]
-        static.update(text.facts([*_facts(job), *more]))
+        page.show_facts([*_facts(job), *more])
 
     # Actions
 

@@ -23,7 +23,7 @@ class BasketStrip(Static):
     def _show(self) -> None:
         draft, basket = app_of(self).draft, app_of(self).basket
         if not draft.inputs:
-            self.update("Basket empty: space in Browse puts an adapter in")
+            self.update("Basket empty: space in Browse puts an adapter in", layout=False)
             return
         shown = []
         for one in draft.inputs:
@@ -31,4 +31,5 @@ class BasketStrip(Static):
             shown.append(f"({one.adapter})" if one.muted else f"{one.adapter}{weight}")
         base = next((b for a in basket if (b := base_of(a))), None)
         line = f"Basket {len(draft.inputs)}: {' + '.join(shown)}"
-        self.update(text.shown(line + (f"  [{base}]" if base else ""), wrap=False))
+        shown_line = text.shown(line + (f"  [{base}]" if base else ""), wrap=False)
+        self.update(shown_line, layout=False)

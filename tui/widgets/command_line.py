@@ -19,4 +19,4 @@ class CommandLine(Static):
         self.watch(app_of(self), "command", self._show)
 
     def _show(self, command: str) -> None:
-        self.update(text.shown(f"$ {command}", wrap=False))
+        self.update(text.shown(f"$ {command}", wrap=False), layout=False)

@@ -1,17 +1,17 @@
-"""The detail pane of one adapter: facts, modules, card, lineage."""
+"""The detail pane of one adapter: facts, modules, card, lineage, and what is similar."""
 
 from __future__ import annotations
 
-from rich.table import Table
-from rich.text import Text
 from textual.app import ComposeResult
-from textual.containers import Vertical, VerticalScroll
-from textual.widgets import Static, TabbedContent, TabPane
+from textual.containers import Vertical
+from textual.widgets import TabbedContent, TabPane
 
-from tui import text
 from tui.describe import Description
+from tui.widgets.page import Page
 
 TABS = ("facts", "modules", "card", "lineage")
+SIMILAR = "similar"
+"""The tab that is filled by a search, which is not made before somebody looks."""
 
 
 class Detail(Vertical):
@@ -19,34 +19,33 @@ class Detail(Vertical):
 
     def __init__(self) -> None:
         super().__init__(id="detail")
-        self._shown: Description | None = None
 
     def compose(self) -> ComposeResult:
-        """One scrolling pane a tab."""
+        """One scrolling page a tab."""
         with TabbedContent():
-            for tab in TABS:
-                with TabPane(tab.title(), id=tab), VerticalScroll():
-                    yield Static(id=f"detail-{tab}")
-
-    def on_mount(self) -> None:
-        """Begin empty."""
-        self.show(None)
+            for tab in (*TABS, SIMILAR):
+                with TabPane(tab.title(), id=tab):
+                    yield Page(id=f"detail-{tab}", wrap=tab not in {"modules", SIMILAR})
 
     def show(self, description: Description | None) -> None:
         """Show another adapter, or none."""
-        if description == self._shown and description is not None:
+        if description is None:
+            for page in self.query(Page):
+                page.show("")
             return
-        self._shown = description
-        for tab in TABS:
-            self.query_one(f"#detail-{tab}", Static).update(self._content(tab))
+        first = [("name", description.name), ("problem", description.problem)]
+        self._page("facts").show_facts([*first, *description.facts])
+        for tab in TABS[1:]:
+            self._page(tab).show(getattr(description, tab))
 
-    def _content(self, tab: str) -> Text | Table:
-        if self._shown is None:
-            return Text("")
-        if tab == "facts":
-            description = self._shown
-            first = [("name", description.name), ("damaged", description.problem)]
-            return text.facts([*first, *description.facts])
-        if tab == "modules":
-            return text.shown(self._shown.modules, wrap=False)
-        return text.shown(self._shown.card if tab == "card" else self._shown.lineage)
+    @property
+    def seeks_similar(self) -> bool:
+        """Whether the tab of similar adapters is in sight."""
+        return self.query_one(TabbedContent).active == SIMILAR
+
+    def show_similar(self, words: str) -> None:
+        """Show what is similar, or why that is not known."""
+        self._page(SIMILAR).show(words)
+
+    def _page(self, tab: str) -> Page:
+        return self.query_one(f"#detail-{tab}", Page)

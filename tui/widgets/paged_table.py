@@ -93,6 +93,7 @@ class PagedTable(Acting, ScrollView, can_focus=True):
         self.generation = 0
         self._pages: OrderedDict[int, Sequence[Row]] = OrderedDict()
         self._asked: set[int] = set()
+        self._fitted: tuple[int, list[Column]] | None = None
 
     def reset(self, count: int, rows: Sequence[Row] = (), *, cursor: int = 0) -> int:
         """Show other rows: ``count`` of them, of which the first ones may be given.
@@ -129,9 +130,11 @@ class PagedTable(Acting, ScrollView, can_focus=True):
         """Draw one row anew, if its page is here."""
         page = list(self._pages.get(index // PAGE, ()))
         if index % PAGE < len(page):
+            if page[index % PAGE] == row:
+                return
             page[index % PAGE] = row
             self._pages[index // PAGE] = page
-            self.refresh()
+            self.refresh_line(index + 1)
 
     @property
     def row(self) -> Row | None:
@@ -185,10 +188,13 @@ class PagedTable(Acting, ScrollView, can_focus=True):
         return self._line(cells, row.mark, style, width)
 
     def _shown(self) -> list[Column]:
-        shown = list(self.columns)
-        while len(shown) > 1 and self._fixed(shown) + self.LEAST_FLEXIBLE > self.size.width:
-            shown.remove(min((c for c in shown if c.width), key=lambda c: c.importance))
-        return shown
+        width = self.size.width
+        if self._fitted is None or self._fitted[0] != width:
+            shown = list(self.columns)
+            while len(shown) > 1 and self._fixed(shown) + self.LEAST_FLEXIBLE > width:
+                shown.remove(min((c for c in shown if c.width), key=lambda c: c.importance))
+            self._fitted = width, shown
+        return self._fitted[1]
 
     def _fixed(self, columns: Sequence[Column]) -> int:
         return 2 + sum(c.width + GAP for c in columns if c.width)
@@ -210,10 +216,15 @@ class PagedTable(Acting, ScrollView, can_focus=True):
 
     # Moving
 
-    def watch_cursor(self) -> None:
+    def watch_cursor(self, before: int, now: int) -> None:
         """Keep the cursor in sight and say where it stands."""
+        top = self.scroll_offset.y
         self._show_cursor()
-        self.refresh()
+        if self.scroll_offset.y == top:
+            for index in (before, now):
+                self.refresh_line(index + 1)
+        else:
+            self.refresh()
         self.post_message(self.Highlighted(self.row))
 
     def _show_cursor(self) -> None:

@@ -32,4 +32,4 @@ class TopBar(Static):
         line = "".join(parts)
         if line != self._line:
             self._line = line
-            self.update(line)
+            self.update(line, layout=False)

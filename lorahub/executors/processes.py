@@ -1,0 +1,97 @@
+"""Merging in processes of this machine, each on one core."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Collection, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from multiprocessing import get_context
+from typing import TYPE_CHECKING
+
+from lorahub.batch import Outcome
+from lorahub.events import Listener
+from lorahub.executors.base import Group, Hindered, Start, Worker
+from lorahub.executors.spreading import LostError, spread
+
+if TYPE_CHECKING:
+    from multiprocessing.synchronize import Event
+
+
+class Processes:
+    """The executor for the cores of one machine."""
+
+    hosts = (socket.gethostname(),)
+    elsewhere = True
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
+
+    def run(
+        self, groups: Sequence[Group], hindered: Hindered, start: Start
+    ) -> Generator[Outcome, None, None]:
+        """See `lorahub.executors.base.Executor.run`."""
+        yield from spread(groups, hindered, _Pool(self.jobs, start))
+
+
+class _Pool:
+    """Processes, which are begun anew when one of them is killed."""
+
+    def __init__(self, jobs: int, start: Start) -> None:
+        self.jobs = jobs
+        self._start = start
+        self._context = get_context("spawn")
+        self._stop = self._context.Event()
+        self._pool = self._begun()
+
+    def _begun(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self.jobs, self._context, _begin, (self._start, self._stop))
+
+    def submit(self, group: Group) -> Future[list[Outcome]]:
+        with suppress(BrokenProcessPool):
+            return self._pool.submit(_make, group)
+        # The others are being killed: they must let go of what they were writing first.
+        self._pool.shutdown(wait=True)
+        self._pool = self._begun()
+        return self._pool.submit(_make, group)
+
+    def wait(self, handles: Collection[Future[list[Outcome]]]) -> set[Future[list[Outcome]]]:
+        return wait(handles, return_when=FIRST_COMPLETED).done
+
+    def result(self, handle: Future[list[Outcome]]) -> list[Outcome]:
+        try:
+            return handle.result()
+        except BrokenProcessPool as error:
+            raise LostError("killed") from error
+
+    def close(self) -> None:
+        self._stop.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: Worker | None = None
+
+
+def _begin(start: Start, stop: Event) -> None:
+    """Make a process ready to merge until ``stop`` is set."""
+    global _worker
+    # Ctrl-C reaches every process of a terminal; the first one stops the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _worker = start(_until(stop))
+
+
+def _make(group: Group) -> list[Outcome]:
+    assert _worker is not None
+    return list(_worker(group))
+
+
+def _until(stop: Event) -> Listener:
+    """A listener that interrupts the work once ``stop`` is set."""
+
+    def listen(_: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+
+    return listen
