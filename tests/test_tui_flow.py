@@ -235,6 +235,22 @@ def test_cancel_pause_and_queue(endless: Path) -> None:
     assert not (endless / "adapters" / "a").exists()
 
 
+def test_resize_while_a_job_runs(endless: Path) -> None:
+    async def scenario(t: Terminal) -> None:
+        await _merge_slowly(t, "a")
+        await t.press("3")
+        for size in (NARROW, (60, 18), WIDE):
+            await t.pilot.resize_terminal(*size)
+            done = t.app.running[0].done
+            await t.until(lambda done=done: t.app.running[0].done > done)  # type: ignore[misc]
+            assert "running" in t.screen
+            assert all(len(line) <= size[0] for line in t.screen.splitlines())
+        await t.press("x")
+        await t.done("merge")
+
+    run(endless, scenario)
+
+
 def test_killed_job_is_repeated_and_outlives_the_application(slow: Path) -> None:
     async def first(t: Terminal) -> None:
         await _merge_slowly(t, "a")
