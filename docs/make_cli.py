@@ -14,10 +14,12 @@ from lorahub.errors import ExitCode
 MEANING = {
     ExitCode.OK: "it worked",
     ExitCode.FAILURE: "it failed (disk, integrity, catalog, verification)",
-    ExitCode.USAGE: "the command line makes no sense",
-    ExitCode.NOT_FOUND: "a reference names nothing",
+    ExitCode.USAGE: "the command line makes no sense: an unknown option, a word where a number "
+    "belongs, a value out of the option's own bounds, options that exclude each other",
+    ExitCode.NOT_FOUND: "a reference, file or folder is not there",
     ExitCode.AUTH: "a token is missing or not allowed, or the repository is gated",
-    ExitCode.INVALID: "an adapter, recipe or combination is invalid or unsupported",
+    ExitCode.INVALID: "an adapter, recipe or combination is invalid or unsupported; method, "
+    "weights, rank, energy, budget, scale, dtype and seed are a recipe on the command line too",
     ExitCode.CONFLICT: "something is already there",
     ExitCode.NETWORK: "the Hub does not answer, or badly",
     ExitCode.PARTIAL: "some of several failed",

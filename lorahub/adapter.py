@@ -16,6 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from lorahub.urls import is_url
+
 DTYPE_BYTES: Mapping[str, int] = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Floating dtypes factors may have, by their safetensors name, with bytes per value."""
 
@@ -26,6 +28,7 @@ class Source(StrEnum):
     HUB = "hub"
     FOLDER = "folder"
     MERGE = "merge"
+    STORE = "store"
     EXTRACT = "extract"
 
 
@@ -196,12 +199,12 @@ class Origin:
     """Where the bytes of an adapter are and how to get them again.
 
     Attributes:
-        source: Hub, folder, merge, or extracted from two models.
+        source: Hub, folder, merge, a storage URL, or extracted from two models.
         folder: Absolute local folder that holds the files now.
         repo_id: ``owner/name`` for the Hub, else None.
         revision: Commit (40 hex) for the Hub, else None.
         requested_revision: The branch or tag that was asked for, or None for the default.
-        endpoint: Hub endpoint URL, or None.
+        endpoint: Address of the Hub; for a storage URL that URL; or None.
     """
 
     source: Source
@@ -210,6 +213,11 @@ class Origin:
     revision: str | None = None
     requested_revision: str | None = None
     endpoint: str | None = None
+
+    @property
+    def url(self) -> str | None:
+        """The storage URL that it was downloaded from, or None."""
+        return self.endpoint if self.source is Source.STORE else None
 
 
 class Confidence(StrEnum):
@@ -323,11 +331,6 @@ class Reference:
             return cls(text)
         is_hub = text.startswith(("hf://", "http://", "https://"))
         return cls(text, match["repo"], match["rev"], is_hub=is_hub, endpoint=match["endpoint"])
-
-
-def is_url(text: str) -> bool:
-    """Whether a text is a storage URL (``s3://...``), which those of a Hub are not."""
-    return bool(re.match(r"(?!(?:hf|https?)://)[A-Za-z][A-Za-z0-9+-]*://", text))
 
 
 _LOCAL_PATH = re.compile(r"^(?:[A-Za-z]:[\\/]|[/\\~.])|\\|/.*/")

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-from lorahub.engine.plan import Plan
 from lorahub.errors import ConflictError, InvalidRecipeError, LorahubError, NotFoundError
-from lorahub.methods.registry import get
-from lorahub.recipe import AUTO, Recipe, check_auto
+from lorahub.recipe import ExportSpec, Recipe
 from lorahub.recipe_file import LOCK_SUFFIX
 from lorahub.sweep import Sweep, load_sweep
+from lorahub.urls import join
 
 ASK_FROM = 10_000
 """How many merges are begun only when they were asked for twice."""
-
-SECONDS_PER_MERGE = 0.04
-FLOPS_PER_SECOND = 4e9
-"""What a merge costs by itself, and how fast one core works, for rough estimates only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +40,14 @@ class Item:
     def sources(self) -> tuple[str, ...]:
         """The references of its sources, in order."""
         return tuple(source.adapter for source in self.recipe.sources)
+
+
+def sent_to(item: Item, url: str) -> Item:
+    """The item with one more export: under its name in the folder at a storage URL."""
+    output = item.recipe.output
+    more = (*output.export, ExportSpec(folder=join(url, item.name)))
+    recipe = item.recipe.model_copy(update={"output": output.model_copy(update={"export": more})})
+    return replace(item, recipe=recipe)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,25 +127,6 @@ def gather(paths: Sequence[Path]) -> list[Sweep]:
     return [load_sweep(file) for file in files]
 
 
-def checked(path: Path) -> Iterator[Recipe]:
-    """The recipes of a file, each with its method and parameters checked.
-
-    Raises:
-        InvalidRecipeError: One of them is wrong.
-    """
-    for recipe in load_sweep(path).recipes():
-        check_method(recipe)
-        yield recipe
-
-
-def check_method(recipe: Recipe) -> None:
-    """Raise InvalidRecipeError unless the recipe's method takes its parameters."""
-    if recipe.method == AUTO:
-        check_auto(recipe)
-    else:
-        get(recipe.method).parameters(recipe.parameters)
-
-
 def ordered(named: Iterable[tuple[Recipe, str, Path]]) -> list[Item]:
     """The merges so that each comes after those whose results it needs.
 
@@ -158,13 +142,15 @@ def ordered(named: Iterable[tuple[Recipe, str, Path]]) -> list[Item]:
     given = list(named)
     by_name: dict[str, int] = {}
     by_folder: dict[Path, int] = {}
-    for i, (_, name, target) in enumerate(given):
-        if name in by_name or target in by_folder:
-            what = f"name '{name}'" if name in by_name else f"folder {target}"
-            raise ConflictError(
-                f"two merges of the batch have the output {what}",
-                hint="give each its own; in a sweep, with {axis} or {n} in output.name",
-            )
+    taken: set[str] = set()
+    for i, (recipe, name, target) in enumerate(given):
+        for output in _outputs(recipe, name, target):
+            if output in taken:
+                raise ConflictError(
+                    f"two merges of the batch have the output {output}",
+                    hint="give each its own; in a sweep, with {axis} or {n} in output.name",
+                )
+            taken.add(output)
         by_name[name] = by_folder[target] = i
     items = []
     for recipe, name, target in given:
@@ -198,47 +184,18 @@ def ordered(named: Iterable[tuple[Recipe, str, Path]]) -> list[Item]:
     return order
 
 
-def seconds_for(plan: Plan) -> float:
-    """About how long a plan takes on one core: the products that merging and verifying need."""
-    flops = 0
-    for m in plan.modules:
-        ranks = m.total_rank + m.rank
-        flops += 8 * ranks**2 * (m.d_in + m.d_out)
-        if plan.method.space == "delta":
-            flops += 60 * m.d_in * m.d_out * m.total_rank
-    return SECONDS_PER_MERGE + flops / FLOPS_PER_SECOND
+def _outputs(recipe: Recipe, name: str, target: Path) -> Iterator[str]:
+    """Everything that a merge alone may write, in words."""
+    yield f"name '{name}'"
+    yield f"folder {target}"
+    for copy in recipe.output.export:
+        place = copy.folder
+        yield place if isinstance(place, str) else f"folder {place.absolute()}"
+    if recipe.output.push is not None:
+        remote = recipe.output.push.remote
+        yield f"repository {f'{remote}://' if remote else ''}{recipe.output.push.repo}"
 
 
 def counts(outcomes: Iterable[Outcome]) -> Mapping[str, int]:
     """How many merges came to which state."""
     return dict(sorted(Counter(o.state for o in outcomes).items()))
-
-
-def markdown(outcomes: Sequence[Outcome]) -> str:
-    """A report on a batch, in Markdown."""
-    found = counts(outcomes)
-    lines = [
-        "# Batch",
-        "",
-        ", ".join(f"{count} {state}" for state, count in found.items()) + ".",
-        "",
-        "| result | state | rank | truncation | least kept | seconds |",
-        "|---|---|---|---|---|---|",
-    ]
-    for o in outcomes:
-        figures = (
-            o.rank,
-            None if o.truncation is None else f"{o.truncation:.2%}",
-            None if o.retained is None else f"{o.retained:.1%}",
-        )
-        cells = [_cell(o.name), o.state, *("-" if f is None else str(f) for f in figures)]
-        lines.append(f"| {' | '.join([*cells, f'{o.seconds:.2f}'])} |")
-    failed = [o for o in outcomes if o.error is not None]
-    if failed:
-        lines += ["", "## Without a result", ""]
-        lines += [f"- {_cell(o.name)}: {_cell(str(o.error))}" for o in failed]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")

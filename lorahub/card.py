@@ -55,8 +55,17 @@ def _figures(figures: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(["", *head, *rows, ""]) if rows else ""
 
 
-def render_plain_card(info: AdapterInfo, *, name: str, repo_id: str) -> str:
-    """README.md for an adapter that has none: what its files say, and how to load it."""
+def render_plain_card(
+    info: AdapterInfo,
+    *,
+    name: str,
+    repo_id: str,
+    figures: Mapping[str, Mapping[str, float]] | None = None,
+) -> str:
+    """README.md for an adapter that has none: what its files say, and how to load it.
+
+    ``figures`` as in `render_card`.
+    """
     base = _base(info.base_model)
     size = f"{len(info.modules)} modules ({', '.join(_plain(t) for t in info.targets)})"
     ranks = " to ".join(str(r) for r in sorted({info.ranks[0], info.ranks[-1]}))
@@ -66,7 +75,7 @@ def render_plain_card(info: AdapterInfo, *, name: str, repo_id: str) -> str:
 # {_plain(name)}
 
 A LoRA adapter for {base}. It adapts {size} at rank {ranks}.
-
+{_figures(figures or {})}
 ## Use
 
 {_loading(info, info.base_model, name, repo_id)}"""
@@ -86,13 +95,22 @@ def read_remake(text: str) -> tuple[str, dict[str, str]] | None:
 
 
 def render_extraction(
-    record: Extraction, info: AdapterInfo, *, name: str, repo_id: str | None = None
+    record: Extraction,
+    info: AdapterInfo,
+    *,
+    name: str,
+    repo_id: str | None = None,
+    figures: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
-    """README.md for an adapter extracted from two models. Names no local path."""
+    """README.md for an adapter extracted from two models. Names no local path.
+
+    ``figures`` as in `render_card`.
+    """
     sources = (record.base, record.finetuned)
     license_name = combine([(s.name, s.license) for s in sources]).license
     head = _metadata(info, record.base_model, license_name, ())
-    return f"---\n{head}---\n\n{_extraction_body(record, info, name, repo_id)}"
+    body = _extraction_body(record, info, name, repo_id, _figures(figures or {}))
+    return f"---\n{head}---\n\n{body}"
 
 
 def common_license(record: Record) -> str | None:
@@ -134,6 +152,8 @@ def _code(text: str) -> str:
 
 def _last_part(path: str) -> str:
     """The name at the end of an absolute path of any system; other text as it is."""
+    if path.startswith("file://"):
+        return PurePosixPath(path).name
     if PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute():
         return PureWindowsPath(path).name
     return path
@@ -238,7 +258,9 @@ this page alone is enough for it.
 """
 
 
-def _extraction_body(record: Extraction, info: AdapterInfo, name: str, repo_id: str | None) -> str:
+def _extraction_body(
+    record: Extraction, info: AdapterInfo, name: str, repo_id: str | None, figures: str
+) -> str:
     rank = max(m.rank for m in record.modules)
     worst = max(record.modules, key=lambda m: m.error)
     asked = [f"rank {record.rank}"] if record.rank else []
@@ -273,7 +295,7 @@ Asked for: {" and ".join(asked)}. Written as {record.dtype}. Distances are measu
 | distance from the differences | {record.error:.1%} |
 | share of their squared norm that is kept | {record.kept:.1%} |
 | worst module | {worst.error:.1%} (`{_code(worst.name)}`) |
-{left_out}
+{left_out}{figures}
 ## Use
 
 {_loading(info, record.base_model, name, repo_id)}"""

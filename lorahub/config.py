@@ -119,12 +119,14 @@ class Config:
         default Hub becomes ``hf://owner/name``; anything else stays as it is.
 
         Raises:
-            UsageError: There is no such remote.
+            UsageError: There is neither such a remote nor such a kind of store.
         """
         match = re.match(r"([A-Za-z][\w-]*)://", reference)
         if match is None or match[1] == "hf":
             return reference
         if match[1] not in {"http", "https"}:
+            if match[1] not in self.remotes and _is_store(match[1]):
+                return reference
             return f"{self.remote(match[1]).endpoint}/{reference[match.end() :]}"
         here = f"{self._default_endpoint}/"
         if reference.startswith(here):
@@ -141,7 +143,8 @@ def load_config(home: Path | None = None) -> Config:
     """Read the settings in effect.
 
     Raises:
-        UsageError: ``config.toml`` is not TOML, or has an unknown or ill-typed key.
+        UsageError: The home is no folder, or ``config.toml`` is not TOML or has an unknown or
+            ill-typed key.
     """
     home = home or _default_home()
     file = home / "config.toml"
@@ -150,6 +153,10 @@ def load_config(home: Path | None = None) -> Config:
         body = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         pass
+    except NotADirectoryError as error:
+        raise UsageError(
+            f"{home}: is not a folder", hint="set LORAHUB_HOME to a folder you may write to"
+        ) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{file}: cannot be read ({error})", hint="correct the file") from error
     settings: dict[str, str | None] = {}
@@ -196,3 +203,10 @@ def _default_home() -> Path:
     from platformdirs import user_data_path
 
     return user_data_path("lorahub", appauthor=False)
+
+
+def _is_store(scheme: str) -> bool:
+    """Whether fsspec knows a kind of store by that name."""
+    import fsspec
+
+    return scheme.lower() in fsspec.available_protocols()

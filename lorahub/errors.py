@@ -48,6 +48,15 @@ class LorahubError(Exception):
         return (_rebuild, (type(self), self.message, self.hint))
 
 
+def unreadable(
+    path: object, error: OSError, kind: type[LorahubError], *, hint: str
+) -> LorahubError:
+    """What a file that cannot be read is: not found where there is none, else of that kind."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return NotFoundError(f"{path}: there is no such file", hint=hint)
+    return kind(f"{path}: cannot be read ({error.strerror or error})", hint=hint)
+
+
 def _rebuild(cls: type[LorahubError], message: str, hint: str | None) -> LorahubError:
     return cls(message, hint=hint)
 
@@ -60,7 +69,7 @@ class UsageError(LorahubError):
 
 
 class NotFoundError(LorahubError):
-    """A reference names nothing: correct the name, or pull it first."""
+    """A reference, file or folder is not there: correct the name, or pull it first."""
 
     code = "not_found"
     exit_code = ExitCode.NOT_FOUND
@@ -109,10 +118,20 @@ class InvalidCatalogError(LorahubError):
 
 
 class InvalidRecipeError(LorahubError):
-    """A recipe, method or parameter that is wrong: edit it."""
+    """A recipe, method or parameter that is wrong: edit it.
+
+    Attributes:
+        key: The key of the recipe that is wrong, from the top; empty where it is not known.
+    """
 
     code = "invalid_recipe"
     exit_code = ExitCode.INVALID
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, key: tuple[int | str, ...] = ()
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.key = key
 
 
 class ConflictError(LorahubError):

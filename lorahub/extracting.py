@@ -32,7 +32,7 @@ from lorahub.formats import checkpoint
 from lorahub.formats.card import read_card
 from lorahub.integrity import check_unchanged, file_sha256
 from lorahub.merging import closing_run, output_of
-from lorahub.output import new_folder
+from lorahub.output import held, new_folder
 from lorahub.record import Parent, Verification
 from store import Catalog, RunDraft
 
@@ -224,20 +224,16 @@ def _kept(work: Path, locks: Path) -> Iterator[None]:
 
     It goes when the block fails for a reason that repeating it would not change.
     """
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(locks / f"{work.name[:32]}.lock", timeout=0):
-            work.mkdir(parents=True, exist_ok=True)
-            try:
-                yield
-            except StorageError:
-                raise
-            except LorahubError:
-                shutil.rmtree(work, ignore_errors=True)
-                raise
-    except Timeout as error:
-        raise ConflictError("another lorahub is extracting just this right now") from error
+    busy = "another lorahub is extracting just this right now"
+    with held(locks / f"{work.name[:32]}.lock", busy):
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        except StorageError:
+            raise
+        except LorahubError:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
 
 
 def _write(

@@ -38,7 +38,9 @@ def parse_filter(
         UsageError: A text that cannot be read, by its name.
     """
     if source not in {None, *Source}:
-        raise UsageError(f"--source '{source}' is not one of {', '.join(Source)}")
+        raise UsageError(
+            f"--source '{source}' is not one of {', '.join(Source)}", hint="name one of them"
+        )
     return AdapterFilter(
         base=base,
         rank=_span("rank", rank, _whole, "write 8, 8..16, ..16 or 8.."),
@@ -55,6 +57,22 @@ def parse_filter(
         until=_moment("until", until),
         used_in=used_in,
     )
+
+
+def parse_size(name: str, text: str | None) -> int | None:
+    """Bytes as a user gives them for option ``name``: a number, or one with a unit; or None.
+
+    Raises:
+        UsageError: It cannot be read.
+    """
+    if text is None or re.fullmatch(r"\d{1,18}", text, re.ASCII):
+        return None if text is None else int(text)
+    try:
+        return _bytes(text)
+    except InvalidRecipeError as error:
+        raise UsageError(
+            f"--{name} '{text}' is no size", hint="write 40MB, 512KiB or 9000"
+        ) from error
 
 
 def _span(name: str, text: str | None, number: Callable[[str], float], hint: str) -> Span | None:

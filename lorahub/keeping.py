@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from lorahub import storage
 from lorahub.adapter import Adapter
 from lorahub.config import Config
 from lorahub.errors import ConflictError, LorahubError
@@ -24,7 +25,11 @@ from store import Catalog
 
 Kind = Literal["partial", "copy", "run", "orphan", "cached", "missing"]
 
-COPIES = {"unpacked": "unpacked from a pack", "converted": "converted from a pickle"}
+COPIES = {
+    "unpacked": "unpacked from a pack",
+    "converted": "converted from a pickle",
+    "stored": "downloaded from a storage URL",
+}
 """Folders of the data folder whose contents are made again by the pull that made them."""
 
 
@@ -148,6 +153,12 @@ class Finder:
             if not weights.exists():
                 remove = partial(self._catalog.remove, placed.id)
                 yield Waste("missing", placed.name, f"{weights} is gone", 0, remove)
+
+    def unfinished(self, url: str) -> Iterator[Waste]:
+        """Uploads to a storage URL, and to the folders in it, that did not end."""
+        for left in storage.unfinished(url):
+            remove = partial(storage.remove_unfinished, left.url)
+            yield Waste("partial", left.url, "left by a killed upload", left.bytes, remove)
 
     def _partials(self, parent: Path) -> Iterator[Waste]:
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from lorahub.adapter import Adapter, Reference
 from lorahub.errors import ConflictError, LorahubError, NotFoundError
 from lorahub.integrity import check_unchanged
+from lorahub.urls import canonical
 from store import Catalog
 
 
@@ -18,21 +19,38 @@ def get(catalog: Catalog, text: str) -> Adapter:
         NotFoundError: Nothing in the catalog goes by it.
         ConflictError: An id prefix that means several.
     """
-    found = find(catalog, Reference.parse(text))
-    if found is None:
-        close = catalog.names_like(text)
-        hint = f"did you mean {', '.join(close)}? " if close else ""
+    reference = Reference.parse(text)
+    found = find(catalog, reference)
+    if found is not None:
+        return found
+    if reference.is_path:
+        existing_folder(text)
+    close = catalog.names_like(text)
+    hint = f"did you mean {', '.join(close)}? " if close else ""
+    pull = f", or `lorahub pull {text}`" if text.strip() else ""
+    raise NotFoundError(f"'{text}' is not in the catalog", hint=f"{hint}see `lorahub ls`{pull}")
+
+
+def existing_folder(text: str) -> Path:
+    """The absolute path of a folder that a reference names.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    folder = Path(text).expanduser().absolute()
+    if not folder.is_dir():
         raise NotFoundError(
-            f"'{text}' is not in the catalog",
-            hint=f"{hint}see `lorahub ls`, or `lorahub pull {text}`",
+            f"there is no folder {folder}", hint="check the path; `lorahub ls` lists the catalog"
         )
-    return found
+    return folder
 
 
 def find(catalog: Catalog, reference: Reference) -> Adapter | None:
     """As `get`, from a parsed reference; None where nothing goes by it."""
     if reference.pack is not None:
         return None
+    if reference.is_url:
+        return next(iter(catalog.by_url(canonical(reference.text))), None)
     if reference.is_path:
         return catalog.by_folder(Path(reference.text).expanduser().absolute())
     if not reference.is_hub and (named := catalog.by_name(reference.text)):
@@ -68,11 +86,12 @@ def with_content(catalog: Catalog, content_hash: str, used: Collection[str]) -> 
     """
     found = sorted(catalog.by_hash(content_hash), key=lambda a: a.name in used)
     if len(found) > 1:
-        return next((a for a in found if _unchanged(a)), found[0])
+        return next((a for a in found if is_unchanged(a)), found[0])
     return next(iter(found), None)
 
 
-def _unchanged(adapter: Adapter) -> bool:
+def is_unchanged(adapter: Adapter) -> bool:
+    """Whether its files are still those that were catalogued."""
     try:
         check_unchanged(adapter)
     except LorahubError:
@@ -82,4 +101,6 @@ def _unchanged(adapter: Adapter) -> bool:
 
 def is_folder(reference: Reference) -> bool:
     """Whether a text that is no explicit path names an existing folder all the same."""
-    return not reference.is_hub and Path(reference.text).is_dir()
+    if not reference.text or reference.is_hub or reference.is_url:
+        return False
+    return Path(reference.text).is_dir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,24 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lorahub import formats
-from lorahub.adapter import Adapter, Origin, Source
+from lorahub.adapter import Adapter, AdapterInfo, Origin, Source
 from lorahub.config import Config
 from lorahub.errors import (
     ConflictError,
     IntegrityError,
+    LorahubError,
     NotFoundError,
     UsageError,
-    VerificationError,
 )
 from lorahub.events import Listener, Warned
 from lorahub.integrity import check_unchanged, file_sha256
+from lorahub.lockstep import Lockstep
 from lorahub.lookup import with_content
+from lorahub.making import WEIGHTS, Steps, folder_of, make_all, require
 from lorahub.output import check_name, new_folder
-from lorahub.packed import check_pack, pack_beside
-from lorahub.provenance import is_result_of, parents_of, pinned_recipe, plan_again, warnings_of
+from lorahub.packed import check_pack
+from lorahub.provenance import is_result_of, plan_again
 from lorahub.record import (
-    FILE_NAME,
-    RECIPE_NAME,
     Parent,
     Record,
     Verification,
@@ -36,9 +35,7 @@ from store import Catalog, RunDraft
 
 if TYPE_CHECKING:
     from lorahub.engine.plan import Plan
-    from lorahub.recipe import Recipe, VerifySpec
-
-_WEIGHTS = "adapter_model.safetensors"
+    from lorahub.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,26 +126,72 @@ class Merger:
         listener: Listener,
     ) -> Merged:
         """Execute ``plan`` as ``recipe`` says; see `lorahub.workspace.Workspace.merge`."""
+        (merged,) = self.merge_all(
+            [(recipe, plan)], device=device, workers=workers, force=force, listener=listener
+        )
+        if isinstance(merged, LorahubError):
+            raise merged
+        return merged
+
+    def merge_all(
+        self,
+        wanted: Sequence[tuple[Recipe, Plan]],
+        *,
+        device: str,
+        workers: int | None,
+        force: bool,
+        listener: Listener,
+    ) -> list[Merged | LorahubError]:
+        """Execute plans of one `Plan.layout` together, each of which succeeds or fails by itself.
+
+        All are begun before the first is finished, and every result is what `merge` makes.
+        """
+        self._catalog.sweep_dead_runs()
+        steps = Lockstep(self._merging(*each, force=force, listener=listener) for each in wanted)
+        return make_all(steps, device=device, workers=workers, listener=listener)
+
+    def _merging(
+        self, recipe: Recipe, plan: Plan, *, force: bool, listener: Listener
+    ) -> Steps[Merged]:
         name, target = self.target(recipe)
         for warning in plan.warnings:
             listener(Warned(warning))
         for adapter in plan.adapters:
-            self._check_unchanged(adapter)
+            self.check_unchanged(adapter)
         known = self._catalog.by_name(name)
         done = self._already_there(name, target, plan, known, force=force)
         if done is not None:
-            _require(done.record.verification, name, recipe.verify)
+            require(done.record.verification, name, recipe.verify)
             return done
-        self._catalog.sweep_dead_runs()
         run_id = self._catalog.begin_run(
             RunDraft(plan.digest, recipe.to_yaml(), plan.method.name, str(target))
         )
         with closing_run(self._catalog, run_id):
             with new_folder(target, self._config.home / "locks", replace=force) as partial:
-                record = self.write(plan, name, partial, device, workers, listener)
-                _require(record.verification, name, recipe.verify)
-            adapter = self._catalogue(run_id, plan, name, target, record, known)
+                record, info = yield from folder_of(plan, name, partial, listener)
+                require(record.verification, name, recipe.verify)
+            adapter = self._catalogue(run_id, plan, name, target, record, info, known)
             return Merged(adapter, record, "merged")
+
+    def write(
+        self,
+        plan: Plan,
+        name: str,
+        folder: Path,
+        device: str,
+        workers: int | None,
+        listener: Listener,
+    ) -> Record:
+        """Write the result of ``plan`` with all that belongs to it into an empty folder.
+
+        Raises:
+            VerificationError: It is further from its definition than its dtype allows.
+        """
+        steps = Lockstep([folder_of(plan, name, folder, listener)])
+        (made,) = make_all(steps, device=device, workers=workers, listener=listener)
+        if isinstance(made, LorahubError):
+            raise made
+        return made[0]
 
     def target(self, recipe: Recipe) -> tuple[str, Path]:
         """Name and folder of the result.
@@ -158,7 +201,7 @@ class Merger:
         """
         return output_of(recipe.output.name, recipe.output.folder, self._config)
 
-    def _check_unchanged(self, adapter: Adapter) -> None:
+    def check_unchanged(self, adapter: Adapter) -> None:
         """`check_unchanged`, which reads what it read before only if the file was touched."""
         try:
             found = adapter.weights_path.stat()
@@ -192,14 +235,15 @@ class Merger:
         """
         record = Record.read(target) if target.is_dir() and not force else None
         same = record is not None and is_result_of(record, plan)
-        if record is not None and same and file_sha256(target / _WEIGHTS) == record.weights_sha256:
+        if record is not None and same and file_sha256(target / WEIGHTS) == record.weights_sha256:
             if known is not None and known.origin.folder == target:
                 return Merged(known, record, "unchanged")
             if known is None:
                 run_id = self._catalog.begin_run(
                     RunDraft(plan.digest, "", plan.method.name, str(target))
                 )
-                adapter = self._catalogue(run_id, plan, name, target, record, None)
+                info = formats.inspect(target)
+                adapter = self._catalogue(run_id, plan, name, target, record, info, None)
                 return Merged(adapter, record, "unchanged")
         if known is not None:
             if not force:
@@ -211,80 +255,6 @@ class Merger:
                 raise ConflictError(f"'{name}' is one of the sources; choose another --name")
         return None
 
-    def write(
-        self,
-        plan: Plan,
-        name: str,
-        folder: Path,
-        device: str,
-        workers: int | None,
-        listener: Listener,
-    ) -> Record:
-        """Write the result of ``plan`` with all that belongs to it into an empty folder.
-
-        Raises:
-            VerificationError: It is further from its definition than its dtype allows.
-        """
-        from lorahub.card import render_card
-        from lorahub.engine.plan import LORAHUB_VERSION
-        from lorahub.engine.run import run
-        from lorahub.engine.verify import verify
-
-        weights = folder / _WEIGHTS
-        done = run(plan, weights, device=device, workers=workers, listener=listener)
-        digest, plan = plan.digest, done.plan
-        ranks = {m.name: m.rank for m in done.modules if m.rank}
-        reports = {m.name: m.report for m in done.modules if m.report}
-        config = formats.peft.config_for(
-            ranks,
-            base_model=plan.base_model,
-            task_type=plan.task_type,
-            fan_in_fan_out=plan.fan_in_fan_out,
-            auto_mapping=plan.auto_mapping,
-        )
-        (folder / formats.peft.CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
-        info = formats.inspect(folder)
-        check = verify(
-            plan, weights, info.modules, reports=reports, workers=workers, listener=listener
-        )
-        _require(check, name)
-        packed = None
-        if plan.pack:
-            packed = pack_beside(folder, name, info, plan.pack, listener)
-            info = formats.inspect(folder)
-            ranks = {m.name: m.rank for m in info.modules}
-            check = verify(plan, weights, info.modules, reports=reports, workers=workers)
-            # What the method made was verified above; from here on, that nothing else changes it.
-            check = replace(check, tolerance=1.001 * check.worst_error + check.tolerance)
-        record = Record(
-            digest=digest,
-            lorahub=LORAHUB_VERSION,
-            method=plan.method.name,
-            parameters=plan.parameters,
-            scale=plan.scale,
-            normalize=bool(plan.normalize),
-            allocate=plan.budget.rule if plan.budget else None,
-            budget=plan.budget.parameters if plan.budget else None,
-            packed=packed,
-            seed=plan.seed,
-            dtype=plan.dtype,
-            base_model=plan.base_model,
-            parents=parents_of(plan),
-            modules=len(ranks),
-            rank=max(ranks.values()),
-            weights_sha256=info.weights_sha256,
-            verification=check,
-            license=plan.license,
-            notes=plan.notes + warnings_of(done.modules),
-            reports=reports,
-        )
-        (folder / FILE_NAME).write_text(record.to_json(), encoding="utf-8")
-        recipe = pinned_recipe(plan, name).to_yaml()
-        (folder / RECIPE_NAME).write_text(recipe, encoding="utf-8")
-        card = render_card(record, info, name=name, paper=plan.method.paper, recipe=recipe)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        return record
-
     def _catalogue(
         self,
         run_id: int,
@@ -292,9 +262,9 @@ class Merger:
         name: str,
         target: Path,
         record: Record,
+        info: AdapterInfo,
         replaced: Adapter | None,
     ) -> Adapter:
-        info = formats.inspect(target)
         adapter = Adapter(name, Origin(Source.MERGE, target), info, method=record.method)
         parents = list(zip(record.parents, (a.id for a in plan.adapters), strict=True))
         return self._catalog.finish_run(
@@ -333,7 +303,7 @@ class Merger:
         )
         if record.packed:
             check = replace(check, tolerance=record.verification.tolerance)
-        _require(check, adapter.name)
+        require(check, adapter.name)
         return check
 
     def _parent(self, parent: Parent, used: set[str]) -> Adapter:
@@ -345,25 +315,3 @@ class Merger:
                 hint=f"pull it again: `lorahub pull {where}`",
             )
         return found
-
-
-def _require(check: Verification, name: str, bounds: VerifySpec | None = None) -> None:
-    if not check.passed:
-        raise VerificationError(
-            f"'{name}' is off by {check.worst_error:.1e} in module '{check.worst_module}', "
-            f"{check.tolerance:.0e} is allowed",
-            hint="this is a defect of the method or of the files; please report it",
-        )
-    if bounds is None:
-        return
-    least = min(check.retained)
-    for key, found, bound in (
-        ("error", check.worst_error, bounds.error),
-        ("truncation", check.truncation, bounds.truncation),
-        ("retained", -least, None if bounds.retained is None else -bounds.retained),
-    ):
-        if bound is not None and found > bound:
-            raise VerificationError(
-                f"'{name}' has {key} {abs(found):.3g}, the recipe allows {abs(bound):g}",
-                hint=f"give it a higher rank, or loosen 'verify.{key}' in the recipe",
-            )

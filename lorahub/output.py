@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -11,10 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from lorahub import extraction, record
 from lorahub.errors import ConflictError, StorageError, UsageError
 
 _OTHER_FOLDER = "choose another folder or name, or remove it; a merge replaces it with --force"
+_NO_RESULT = "it is not what a merge made, so --force leaves it alone: choose another, or remove it"
 _OTHER_FILE = "choose another file, or pass --force"
+_RECORDS = (record.FILE_NAME, extraction.FILE_NAME)
 _PARTIAL = re.compile(r"\.(.+)\.partial-[^/]+", re.DOTALL)
 
 
@@ -33,6 +37,11 @@ def check_name(name: str) -> str:
     return name
 
 
+def folder_name(name: str) -> str:
+    """A name that comes from strangers, in a pack or a URL, as one folder name."""
+    return re.sub(r"[^\w.@-]", "-", name).lstrip(".")[:100] or "member"
+
+
 @contextmanager
 def new_folder(target: Path, locks: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes ``target`` if the block ends well.
@@ -43,14 +52,14 @@ def new_folder(target: Path, locks: Path, *, replace: bool = False) -> Iterator[
     Args:
         target: Where the folder goes.
         locks: Folder for the lock that keeps two writers of one target apart.
-        replace: Whether an existing folder is replaced.
+        replace: Whether an existing folder is replaced; only an empty one, or a result.
 
     Raises:
         ConflictError: ``target`` exists, or another process is writing it.
         StorageError: The disk is full, read-only or failing.
     """
-    if target.exists() and not replace:
-        raise _exists(target, _OTHER_FOLDER)
+    if target.exists() and not (replace and _may_be_replaced(target)):
+        raise _exists(target, _NO_RESULT if replace else _OTHER_FOLDER)
     with _beside(target, locks) as partial:
         yield partial
         for file in partial.rglob("*"):
@@ -144,15 +153,35 @@ def _locked(target: Path, locks: Path) -> Iterator[None]:
     Raises:
         ConflictError: Another process holds it.
     """
+    key = hashlib.sha256(str(target.absolute()).encode()).hexdigest()[:32]
+    with held(locks / f"{key}.lock", f"{target}: another lorahub is writing it right now"):
+        yield
+
+
+@contextmanager
+def held(file: Path, otherwise: str) -> Iterator[None]:
+    """Hold a lock whose file is there only meanwhile.
+
+    Raises:
+        ConflictError: Another process holds it; ``otherwise`` says so.
+    """
     from filelock import FileLock, Timeout
 
-    locks.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(str(target.absolute()).encode()).hexdigest()[:32]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file, timeout=0)
+    # Files are opened and removed under one lock: nobody holds a file that is removed already.
+    guard = FileLock(file.with_name(".guard.lock"))
     try:
-        with FileLock(locks / f"{key}.lock", timeout=0):
-            yield
+        with guard:
+            lock.acquire()
     except Timeout as error:
-        raise ConflictError(f"{target}: another lorahub is writing it right now") from error
+        raise ConflictError(otherwise, hint="wait until it is done") from error
+    try:
+        yield
+    finally:
+        with guard:
+            lock.release()
+            file.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -171,19 +200,26 @@ def _beside(target: Path, locks: Path) -> Iterator[Path]:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise StorageError(
-            f"{target}: cannot be written ({error.strerror or error})",
-            hint="free some space, or write to another folder",
-        ) from error
+        raise unwritable(target, error) from error
+
+
+def unwritable(target: Path, error: OSError) -> StorageError:
+    """What a place is that cannot be written, and what helps."""
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    return StorageError(
+        f"{target}: cannot be written ({error.strerror or error})",
+        hint=f"{'free some space, or ' if full else ''}write to another folder",
+    )
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a text file in one step, in place of what was there.
+    """Write a text file in one step, in place of what was there; its folder is made.
 
     Raises:
         StorageError: The disk is full, read-only or failing.
     """
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.partial-", dir=target.parent)
         partial = Path(name)
         try:
@@ -195,10 +231,7 @@ def write_text(target: Path, text: str) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise StorageError(
-            f"{target}: cannot be written ({error.strerror or error})",
-            hint="free some space, or write to another folder",
-        ) from error
+        raise unwritable(target, error) from error
 
 
 def _move(partial: Path, target: Path, *, replace: bool) -> None:
@@ -216,6 +249,12 @@ def _move(partial: Path, target: Path, *, replace: bool) -> None:
             raise _exists(target, _OTHER_FOLDER)
         partial.rename(target)
     _sync(target.parent)
+
+
+def _may_be_replaced(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    return any((folder / name).is_file() for name in _RECORDS) or not any(folder.iterdir())
 
 
 def _exists(target: Path, hint: str) -> ConflictError:

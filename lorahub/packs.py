@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lorahub import packing
-from lorahub.adapter import Adapter
+from lorahub.adapter import Adapter, Reference
+from lorahub.errors import NotFoundError, UsageError
 from lorahub.events import Listener, ignore
-from lorahub.output import new_file, new_folder
+from lorahub.integrity import file_sha256
+from lorahub.output import folder_name, new_file, new_folder
 from lorahub.packing import PackInfo, PackInput
 
 
@@ -83,6 +84,23 @@ def unpack(
     return tuple(wanted)
 
 
-def folder_name(name: str) -> str:
-    """A member's name as one folder name: names in a pack come from strangers."""
-    return re.sub(r"[^\w.@-]", "-", name).lstrip(".")[:100] or "member"
+def member_folder(home: Path, reference: Reference) -> tuple[Path, Path]:
+    """The folder that a member of a pack is unpacked to for the catalog, and the pack's path.
+
+    It goes by the pack's content, so that a pack that changed has other folders.
+
+    Raises:
+        NotFoundError: There is no such pack.
+        UsageError: The reference names no member.
+    """
+    assert reference.pack is not None
+    path = Path(reference.pack).expanduser().absolute()
+    if not path.is_file():
+        raise NotFoundError(f"there is no pack {path}", hint="check the path: FILE.mos#NAME")
+    if reference.member is None:
+        names = ", ".join(m.name for m in packing.read_info(path).members[:8])
+        raise UsageError(
+            f"{path}: is a pack of several adapters",
+            hint=f"name one as {reference.pack}#NAME; it has {names}",
+        )
+    return home / "unpacked" / file_sha256(path)[:16] / folder_name(reference.member), path

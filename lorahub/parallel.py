@@ -1,4 +1,4 @@
-"""Work on threads that an interrupted caller need not wait for."""
+"""How many threads there is room for, and work on such as an interrupted caller leaves."""
 
 from __future__ import annotations
 

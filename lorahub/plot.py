@@ -135,6 +135,50 @@ def curves(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> Panel:
     return Panel(left + _CURVE_WIDTH + 60 + 7 * names, height, tuple(lines))
 
 
+def lines(
+    title: str, places: Sequence[str], series: Sequence[tuple[str, Sequence[float | None]]]
+) -> Panel:
+    """Lines over named places, from the smallest to the largest value there is.
+
+    Args:
+        title: What the values are.
+        places: Names of the places, from left to right.
+        series: By name, one value per place; None where there is none.
+    """
+    low, high = _range([values for _, values in series])
+    slanting = max((len(name) for name in places[:1]), default=0)
+    left, top, bottom = max(80, 6 * slanting), _ROW + 8, _ROW + 8 + _CURVE_HEIGHT
+    step = _CURVE_WIDTH / max(len(places) - 1, 1)
+    drawn = [
+        _text(0, _ROW - 4, title, kind="title"),
+        f'<path class="axis" fill="none" d="M{left} {top}V{bottom}H{left + _CURVE_WIDTH}"/>',
+        _text(left - 6, top + 8, f"{high:.4g}", anchor="end"),
+        _text(left - 6, bottom, f"{low:.4g}", anchor="end"),
+    ]
+    for j, name in enumerate(places):
+        x = round(left + j * step)
+        turn = f"rotate(-40 {x} {bottom + 14})"
+        drawn.append(_text(x, bottom + 14, name, anchor="end", turn=turn))
+    for i, (name, values) in enumerate(series):
+        hue = _HUES[i % len(_HUES)]
+        points = [
+            (left + j * step, bottom - _CURVE_HEIGHT * _share(v, low, high))
+            for j, v in enumerate(values)
+            if v is not None
+        ]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        drawn.append(f'<polyline class="curve" stroke="{hue}" points="{path}"/>')
+        drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{hue}"/>' for x, y in points]
+        if name:
+            x, y = left + _CURVE_WIDTH + 24, top + 8 + i * _ROW
+            drawn.append(f'<path class="curve" stroke="{hue}" d="M{x} {y - 4}h14"/>')
+            drawn.append(_text(x + 20, y, name))
+    below = 14 + 5 * max((len(name) for name in places), default=0)
+    height = max(bottom + below, top + len(series) * _ROW) + _GAP
+    names = max((len(name) for name, _ in series), default=0)
+    return Panel(left + _CURVE_WIDTH + 60 + 7 * names, height, tuple(drawn))
+
+
 def progress(title: str, values: Sequence[float | None]) -> Panel:
     """A line over the trials 1, 2, ..., from the smallest to the largest value there is.
 
@@ -163,6 +207,40 @@ def progress(title: str, values: Sequence[float | None]) -> Panel:
             f'<polyline class="curve" stroke="{_HUES[0]}" points="{points}"/>',
         ),
     )
+
+
+def bars(title: str, rows: Sequence[tuple[str, float, float]]) -> Panel:
+    """Horizontal bars from zero, on one scale, with their values and standard errors.
+
+    Args:
+        title: What the values are.
+        rows: (name, value, standard error, 0 for none), drawn from top to bottom.
+    """
+    left = 20 + 7 * max((len(name) for name, _, _ in rows), default=0)
+    low = min((value - error for _, value, error in rows), default=0.0)
+    high = max((value + error for _, value, error in rows), default=0.0)
+    low, high = min(low, 0.0), max(high, 0.0)
+
+    def x(value: float) -> float:
+        return left + _BAR * _share(value, low, high)
+
+    lines = [_text(0, _ROW - 4, title, kind="title")]
+    for i, (name, value, error) in enumerate(rows, start=1):
+        y = i * _ROW
+        start, end = sorted((x(0.0), x(value)))
+        shown = f"{value:.4g} ± {error:.2g}" if error else f"{value:.4g}"
+        lines += [
+            _text(left - 8, y + 11, name, anchor="end"),
+            f'<rect class="cell" x="{start:.1f}" y="{y + 2}" width="{end - start:.1f}" '
+            f'height="{_ROW - 4}"/>',
+            _text(left + _BAR + 8, y + 11, shown),
+        ]
+        if error:
+            y += _ROW // 2
+            lines.append(
+                f'<path class="axis" d="M{x(value - error):.1f} {y}H{x(value + error):.1f}"/>'
+            )
+    return Panel(left + _BAR + 120, (len(rows) + 1) * _ROW + _GAP, tuple(lines))
 
 
 def scatter(points: Sequence[tuple[str, str, float, float]], title: str) -> str:

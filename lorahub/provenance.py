@@ -21,14 +21,18 @@ def parents_of(plan: Plan) -> tuple[Parent, ...]:
     """The sources of a plan as its record tells of them."""
     return tuple(
         Parent(
-            reference=(f"{a.origin.repo_id}@{a.origin.revision}" if a.origin.repo_id else a.name),
+            reference=(
+                f"{a.origin.repo_id}@{a.origin.revision}"
+                if a.origin.repo_id
+                else a.origin.url or a.name
+            ),
             content_hash=a.info.content_hash,
             weight=weight,
             weights=patterns,
             factor=factor,
             repo_id=a.origin.repo_id,
             revision=a.origin.revision,
-            endpoint=a.origin.endpoint,
+            endpoint=a.origin.endpoint if a.origin.repo_id else None,
             license=a.info.license,
         )
         for a, weight, patterns, factor in zip(
@@ -42,9 +46,9 @@ def parents_of(plan: Plan) -> tuple[Parent, ...]:
 
 
 def pinned_reference(origin: Origin) -> str | None:
-    """A reference that means this very commit on another machine, or None for a local adapter."""
+    """A reference that means the same on another machine, or None for a local adapter."""
     if origin.repo_id is None:
-        return None
+        return origin.url
     where = f"{origin.endpoint.rstrip('/')}/" if origin.endpoint else ""
     return f"{where}{origin.repo_id}@{origin.revision}"
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lorahub import extraction, formats
+from lorahub import extraction, formats, storage
 from lorahub.adapter import Adapter
 from lorahub.errors import (
     LicenseError,
@@ -79,7 +79,7 @@ def _card(adapter: Adapter, repo_id: str, figures: Figures) -> str | None:
     if render is not None:
         return render(repo_id) if written in {None, render(None)} else None
     if written is None and info.format == "peft" and info.modules:
-        return render_plain_card(info, name=adapter.name, repo_id=repo_id)
+        return render_plain_card(info, name=adapter.name, repo_id=repo_id, figures=figures)
     return None
 
 
@@ -102,7 +102,9 @@ def _renderer(adapter: Adapter, figures: Figures) -> Callable[[str | None], str]
             figures=figures if place else {},
         )
     if extracted := extraction.Extraction.read(folder):
-        return lambda place: render_extraction(extracted, info, name=name, repo_id=place)
+        return lambda place: render_extraction(
+            extracted, info, name=name, repo_id=place, figures=figures if place else {}
+        )
     return None
 
 
@@ -129,7 +131,9 @@ def check_license(adapter: Adapter) -> None:
         )
 
 
-def export(adapter: Adapter, target: Path, locks: Path, *, format_name: str) -> None:
+def export(
+    adapter: Adapter, place: Path | str, locks: Path, *, format_name: str, replace: bool
+) -> None:
     """Write an adapter into a new folder; see `lorahub.workspace.Workspace.export`."""
     if format_name not in FORMATS:
         raise UsageError(
@@ -140,18 +144,46 @@ def export(adapter: Adapter, target: Path, locks: Path, *, format_name: str) -> 
             f"'{adapter.name}' is {adapter.info.format}, not PEFT",
             hint="only PEFT LoRA adapters can be exported",
         )
-    if format_name == "equal-ranks":
-        from lorahub.formats.equal_ranks import write_equal_ranks
-
-        with new_folder(target, locks) as partial:
-            write_equal_ranks(adapter.info, adapter.weights_path, partial)
-        return
-    files = publishable(adapter)
+    if isinstance(place, str):
+        with _files(adapter, format_name) as files:
+            storage.put_files(files, place, replace=replace)
+    elif format_name == "equal-ranks":
+        with new_folder(place, locks, replace=replace) as partial:
+            _equal_ranks(adapter, partial)
     # The same export again is done already: its process may have been stopped right after it.
-    if not _holds_just(target, files):
-        with new_folder(target, locks) as partial:
-            for file in files:
+    elif not _holds_just(place, publishable(adapter)):
+        with new_folder(place, locks, replace=replace) as partial:
+            for file in publishable(adapter):
                 shutil.copyfile(file, partial / file.name)
+
+
+def holds_result(place: Path | str) -> bool:
+    """Whether a folder or a storage URL holds what a merge made.
+
+    Raises:
+        LorahubError: The store does not say.
+    """
+    if isinstance(place, str):
+        manifest = storage.stored(place)
+        return manifest is not None and FILE_NAME in manifest.files
+    return (place / FILE_NAME).is_file()
+
+
+@contextmanager
+def _files(adapter: Adapter, format_name: str) -> Iterator[Sequence[Path]]:
+    """The files of an export."""
+    if format_name == "peft":
+        yield publishable(adapter)
+        return
+    with TemporaryDirectory(prefix="lorahub-") as folder:
+        _equal_ranks(adapter, Path(folder))
+        yield sorted(Path(folder).iterdir())
+
+
+def _equal_ranks(adapter: Adapter, folder: Path) -> None:
+    from lorahub.formats.equal_ranks import write_equal_ranks
+
+    write_equal_ranks(adapter.info, adapter.weights_path, folder)
 
 
 def _holds_just(folder: Path, files: Sequence[Path]) -> bool:

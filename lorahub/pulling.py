@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
-from lorahub import formats
+from lorahub import formats, storage
 from lorahub.adapter import Adapter, Origin, Reference, Source
 from lorahub.config import Config
 from lorahub.errors import (
@@ -23,10 +24,11 @@ from lorahub.errors import (
 )
 from lorahub.events import Advanced, Event, Listener, PhaseStarted, Warned
 from lorahub.integrity import check_unchanged, file_sha256
-from lorahub.lookup import is_folder
-from lorahub.output import check_name, new_folder
+from lorahub.lookup import existing_folder, is_folder, is_unchanged
+from lorahub.output import check_name, folder_name, new_folder
 from lorahub.parallel import each
 from lorahub.record import Record
+from lorahub.urls import canonical
 from store import Catalog
 
 if TYPE_CHECKING:
@@ -143,10 +145,10 @@ class Puller:
         text = reference.text
         if reference.pack is not None:
             return Origin(Source.FOLDER, self._unpacked(reference))
+        if reference.is_url:
+            return self._downloaded(canonical(text), listener)
         if reference.is_path or is_folder(reference):
-            folder = Path(text).expanduser().absolute()
-            if not folder.is_dir():
-                raise NotFoundError(f"there is no folder {folder}")
+            folder = existing_folder(text)
             merged = folder.is_relative_to(self._config.adapters) and Record.read(folder)
             return Origin(Source.MERGE if merged else Source.FOLDER, folder)
         if reference.repo_id is None:
@@ -178,26 +180,29 @@ class Puller:
             hub.endpoint,
         )
 
+    def _downloaded(self, url: str, listener: Listener) -> Origin:
+        """Where, in the data folder, the adapter at a storage URL now lies, and that it does."""
+        manifest = storage.stored(url)
+        if manifest is not None and manifest.content_hash is not None:
+            for known in self._catalog.by_url(url):
+                if known.info.content_hash == manifest.content_hash and is_unchanged(known):
+                    return known.origin
+        key = hashlib.sha256(manifest.to_json().encode()).hexdigest()[:16] if manifest else "none"
+        target = self._config.home / "stored" / key / folder_name(url.rpartition("/")[2])
+        if not (manifest and target.is_dir() and storage.Manifest.of_folder(target) == manifest):
+            locks = self._config.home / "locks"
+            storage.get_folder(url, target, locks, replace=True, listener=listener)
+        return Origin(Source.STORE, target, endpoint=url)
+
     def _unpacked(self, reference: Reference) -> Path:
         """The folder, in the data folder, that a member of a pack was unpacked to."""
         from lorahub import packing
-        from lorahub.packs import folder_name
+        from lorahub.packs import member_folder
 
-        assert reference.pack is not None
-        path = Path(reference.pack).expanduser().absolute()
-        if not path.is_file():
-            raise NotFoundError(f"there is no pack {path}")
-        if reference.member is None:
-            names = ", ".join(m.name for m in packing.read_info(path).members[:8])
-            raise UsageError(
-                f"{path}: is a pack of several adapters",
-                hint=f"name one as {reference.pack}#NAME; it has {names}",
-            )
-        key = file_sha256(path)[:16]
-        target = self._config.home / "unpacked" / key / folder_name(reference.member)
+        target, path = member_folder(self._config.home, reference)
         if not target.exists():
             with new_folder(target, self._config.home / "locks") as partial:
-                packing.unpack(path, reference.member, partial)
+                packing.unpack(path, str(reference.member), partial)
         return target
 
     def _register(
@@ -233,13 +238,19 @@ class Puller:
             return added, True
 
     def _followed_name(self, origin: Origin) -> str | None:
-        """The name that was given to what a repository's newest revision was before."""
-        for known in self._catalog.by_repo(origin.repo_id) if origin.repo_id else ():
+        """The name that was given to what the newest at the same place was before."""
+        for known in self._followed(origin):
             before = known.origin
             line = (before.endpoint, before.requested_revision)
             if line == (origin.endpoint, origin.requested_revision) and "@" not in known.name:
                 return known.name
         return None
+
+    def _followed(self, origin: Origin) -> list[Adapter]:
+        """What was pulled from the same repository or storage URL, newest first."""
+        if origin.repo_id is not None:
+            return self._catalog.by_repo(origin.repo_id)
+        return self._catalog.by_url(origin.url) if origin.url else []
 
     @contextmanager
     def _unless(self, stopped: threading.Event) -> Iterator[None]:
@@ -253,6 +264,8 @@ class Puller:
         if origin.repo_id is not None:
             found = self._catalog.by_repo(origin.repo_id, origin.revision)
             return [a for a in found if a.origin.endpoint == origin.endpoint]
+        if origin.url is not None:
+            return self._followed(origin)
         known = self._catalog.by_folder(origin.folder)
         return [known] if known else []
 
@@ -290,7 +303,7 @@ def _same_line(one: Origin, other: Origin) -> bool:
     """Whether two origins are revisions of one place."""
     if one.repo_id is not None or other.repo_id is not None:
         return one.repo_id == other.repo_id and one.endpoint == other.endpoint
-    return one.folder == other.folder
+    return one.url == other.url if one.url or other.url else one.folder == other.folder
 
 
 def _short(adapter: Adapter) -> str:

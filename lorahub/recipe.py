@@ -20,9 +20,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
-from lorahub.errors import InvalidRecipeError
+from lorahub.errors import InvalidRecipeError, UsageError
+from lorahub.urls import canonical
 
 AUTO = "auto"
 """Method of a recipe that leaves method, scale and rank to the adapters' figures."""
@@ -32,6 +40,16 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _common_spelling(value: object) -> object:
+    names = {"FLOAT32": "F32", "FP32": "F32", "FLOAT16": "F16", "FP16": "F16"}
+    names["BFLOAT16"] = "BF16"
+    return names.get(value.upper(), value.upper()) if isinstance(value, str) else value
+
+
+Dtype = Annotated[Literal["F32", "F16", "BF16"], BeforeValidator(_common_spelling)]
+"""A floating dtype, in the common spellings."""
+
+Url = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9+-]*://")]
 Weight = Annotated[float, Field(allow_inf_nan=False)]
 _ByPattern = dict[Annotated[str, Field(min_length=1)], Weight]
 
@@ -50,10 +68,20 @@ class SourceSpec(_Strict):
 
 
 class ExportSpec(_Strict):
-    """A copy of the result in a folder of its own."""
+    """A copy of the result in a folder of its own, on this machine or at a storage URL."""
 
-    folder: Path
+    folder: Annotated[Url | Path, Field(union_mode="left_to_right")]
     format: Literal["peft", "equal-ranks"] = "peft"
+
+    @field_validator("folder", mode="before")
+    @classmethod
+    def _canonical(cls, value: object) -> object:
+        if not isinstance(value, str) or "://" not in value:
+            return value
+        try:
+            return canonical(value)
+        except UsageError as error:
+            raise ValueError(error.message) from error
 
 
 class PushSpec(_Strict):
@@ -71,6 +99,13 @@ class OutputSpec(_Strict):
     folder: Path | None = None
     export: tuple[ExportSpec, ...] = ()
     push: PushSpec | None = None
+
+    @field_validator("folder", mode="before")
+    @classmethod
+    def _local(cls, value: object) -> object:
+        if isinstance(value, str) and "://" in value:
+            raise ValueError("results are made in a local folder; a URL belongs in 'export'")
+        return value
 
 
 class VerifySpec(_Strict):
@@ -101,18 +136,11 @@ class Recipe(_Strict):
     allocate: Literal["welore", "energy", "relative", "prune", "uniform"] | None = None
     budget: str | float | None = None
     pack: str | float | None = None
-    dtype: Literal["F32", "F16", "BF16"] | None = None
+    dtype: Dtype | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     base: str | None = None
     output: OutputSpec = OutputSpec()
     verify: VerifySpec = VerifySpec()
-
-    @field_validator("dtype", mode="before")
-    @classmethod
-    def _common_spellings(cls, value: object) -> object:
-        names = {"FLOAT32": "F32", "FP32": "F32", "FLOAT16": "F16", "FP16": "F16"}
-        names["BFLOAT16"] = "BF16"
-        return names.get(value.upper(), value.upper()) if isinstance(value, str) else value
 
     def to_yaml(self) -> str:
         """The recipe as YAML; what has its default is left out."""
@@ -168,19 +196,36 @@ def _meant(error: Any) -> str:  # noqa: ANN401 - pydantic's own map
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def check_method(recipe: Recipe) -> None:
+    """Raise InvalidRecipeError unless the recipe's method takes its parameters."""
+    from lorahub.methods.registry import get
+
+    if recipe.method == AUTO:
+        check_auto(recipe)
+    else:
+        get(recipe.method).parameters(recipe.parameters)
+
+
 def check_auto(recipe: Recipe) -> None:
-    """Raise InvalidRecipeError for what a recipe of method ``auto`` cannot say."""
+    """Refuse what a recipe of method ``auto`` cannot say.
+
+    Raises:
+        InvalidRecipeError: A parameter other than a rank, or a weight that is not positive.
+        UsageError: Fewer than two sources.
+    """
     for name in recipe.parameters:
         if name != "rank":
             raise InvalidRecipeError(
                 f"method '{AUTO}' has no parameter '{name}'",
                 hint="it takes rank; name a method to set its parameters",
+                key=("parameters", name),
             )
     rank = recipe.parameters.get("rank", 1)
     if isinstance(rank, bool) or not isinstance(rank, int):
         raise InvalidRecipeError(
             f"method '{AUTO}', parameter 'rank': {rank!r} is no whole number",
             hint="give a number, or leave the rank to the figures",
+            key=("parameters", "rank"),
         )
     for source in recipe.sources:
         if source.weight <= 0:
@@ -196,3 +241,8 @@ def check_auto(recipe: Recipe) -> None:
                     f"method '{AUTO}' adds adapters, but '{pattern}' has weight {weight:g}",
                     hint="give 0 to leave modules out, or name a method: 'svd' subtracts",
                 )
+    if len(recipe.sources) < 2:
+        raise UsageError(
+            f"method '{AUTO}' chooses how to merge at least two adapters",
+            hint="name another, or a method: 'cat' keeps one as it is, 'svd' gives it a rank",
+        )

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lorahub.errors import InvalidRecipeError
-from lorahub.recipe import Recipe, SourceSpec, make_recipe
+from lorahub.errors import InvalidRecipeError, unreadable
+from lorahub.recipe import Recipe, SourceSpec, check_method, make_recipe
 
 MAX_BYTES = 1 << 20
 
@@ -56,6 +56,7 @@ class RecipeFile:
         """Read ``path``.
 
         Raises:
+            NotFoundError: There is no such file.
             InvalidRecipeError: It cannot be read, is not YAML, is no map, or has a key twice.
         """
         self.path = path
@@ -85,6 +86,24 @@ class RecipeFile:
         one = {key: value for key, value in given.items() if key not in BESIDE}
         recipe = make_recipe(one, str(self.path), self.line)
         return _relative_to(recipe, self.path.absolute().parent)
+
+    def checked(self, body: Mapping[str, Any] | None = None) -> Recipe:
+        """As `recipe`, its method and parameters checked too.
+
+        Raises:
+            InvalidRecipeError: It is none, or there is no such method or parameter.
+        """
+        recipe = self.recipe(body)
+        try:
+            check_method(recipe)
+        except InvalidRecipeError as error:
+            line = self.line(error.key)
+            place = str(self.path) if line is None else f"{self.path}, line {line}"
+            key = f", key '{dotted(error.key)}'" if error.key else ""
+            raise InvalidRecipeError(
+                f"{place}{key}: {error.message}", hint=error.hint, key=error.key
+            ) from error
+        return recipe
 
     def _parsed(self, raw: bytes) -> object:
         loader: yaml.SafeLoader | None = None
@@ -117,8 +136,9 @@ def load_recipe(path: Path) -> Recipe:
     """Read a recipe file; a lock beside it pins the sources.
 
     Raises:
-        InvalidRecipeError: The file cannot be read, is not YAML, is no recipe, or is not what
-            its lock was made for.
+        NotFoundError: There is no such file.
+        InvalidRecipeError: The file cannot be read, is not YAML, is no recipe, names no method
+            or parameter there is, or is not what its lock was made for.
     """
     file = RecipeFile(path)
     if "matrix" in file.body:
@@ -126,7 +146,7 @@ def load_recipe(path: Path) -> Recipe:
             f"{path}, line {file.line(('matrix',))}, key 'matrix': is for many merges, not one",
             hint="run `lorahub batch`",
         )
-    return locked(file.recipe(), read_lock(path), path)
+    return locked(file.checked(), read_lock(path), path)
 
 
 def lock_path(path: Path) -> Path:
@@ -203,10 +223,8 @@ def _text(path: Path) -> bytes:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise InvalidRecipeError(
-            f"{path}: cannot be read ({error.strerror})",
-            hint="check the path; `lorahub recipes new FILE` writes a recipe",
-        ) from error
+        hint = "check the path; `lorahub recipes new FILE` writes a recipe"
+        raise unreadable(path, error, InvalidRecipeError, hint=hint) from error
     if len(raw) > MAX_BYTES:
         raise InvalidRecipeError(f"{path}: {len(raw)} bytes are too many for a recipe")
     return raw
@@ -240,7 +258,10 @@ def _relative_to(recipe: Recipe, folder: Path) -> Recipe:
     output = recipe.output
     update: dict[str, Any] = {
         "export": tuple(
-            e.model_copy(update={"folder": folder / e.folder.expanduser()}) for e in output.export
+            e
+            if isinstance(e.folder, str)
+            else e.model_copy(update={"folder": folder / e.folder.expanduser()})
+            for e in output.export
         )
     }
     if output.folder is not None:

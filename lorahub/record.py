@@ -26,7 +26,8 @@ class Parent:
     """One source of a merge, pinned.
 
     Attributes:
-        reference: Catalog name at the time of the merge; for the Hub ``owner/name@commit``.
+        reference: Catalog name at the time of the merge; for the Hub ``owner/name@commit``,
+            for a storage URL that URL.
         content_hash: sha256 identity of the adapter (config and weights).
         weight: The weight it was merged with.
         repo_id: ``owner/name`` when it came from the Hub, else None.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorahub import formats
@@ -15,7 +15,7 @@ from lorahub.hub.cache import CachedAdapter, read_cache
 from lorahub.integrity import file_sha256
 from lorahub.keeping import COPIES
 from lorahub.pulling import Puller
-from lorahub.record import Record
+from lorahub.record import Parent, Record
 from store import Catalog
 
 
@@ -26,7 +26,7 @@ class Scanned:
     Attributes:
         added: Names of the adapters that came into the catalog (for a dry run, their folders).
         known: How many were in it already.
-        linked: How many parents were found again for merged adapters.
+        linked: How many parents of merged adapters the catalog knows now and did not before.
         skipped: What could not be taken, with the reason: folders, and repositories of the cache.
     """
 
@@ -34,6 +34,14 @@ class Scanned:
     known: int
     linked: int
     skipped: tuple[tuple[str, str], ...]
+
+
+@dataclass(slots=True)
+class _Coming:
+    """What a dry run would bring: contents of adapters, and parents that records name."""
+
+    contents: set[str] = field(default_factory=set)
+    parents: list[Parent] = field(default_factory=list)
 
 
 def scan(
@@ -68,16 +76,21 @@ def scan(
             skipped.append((str(folder), reason))
     puller = Puller(config, catalog)
     added, known = [], 0
+    before, coming = catalog.linked_parents(), _Coming() if dry_run else None
     listener(PhaseStarted("scan", len(places), "folders"))
     for done, (origin, cached) in enumerate(places, 1):
         try:
-            name = _take(config, catalog, puller, origin, cached, dry_run=dry_run)
+            name = _take(config, catalog, puller, origin, cached, coming)
             known += name is None
             added += [name] if name is not None else []
         except LorahubError as error:
             skipped.append((str(origin.folder), error.message))
         listener(Advanced("scan", done, str(origin.folder)))
-    linked = 0 if dry_run else catalog.link_parents()
+    if coming is None:
+        catalog.link_parents()
+        linked = catalog.linked_parents() - before
+    else:
+        linked = catalog.linkable_parents(coming.contents, coming.parents)
     return Scanned(tuple(added), known, linked, tuple(skipped))
 
 
@@ -87,16 +100,17 @@ def _take(
     puller: Puller,
     origin: Origin,
     cached: CachedAdapter | None,
-    *,
-    dry_run: bool,
+    coming: _Coming | None,
 ) -> str | None:
-    """The name of an adapter that is new, or None for a known one."""
+    """The name of an adapter that is new, or None for a known one; ``coming`` is of a dry run."""
     record = Record.read(origin.folder)
     known = catalog.by_folder(origin.folder)
     if known is not None:
         # A process may have been stopped between an adapter and its parents.
-        if not dry_run and record is not None:
+        if record is not None and coming is None:
             catalog.add_lineage(known.id, record.parents)
+        elif record is not None and coming is not None and not catalog.parents(known.id):
+            coming.parents += record.parents
         return None
     if cached is not None and (damaged := cached.damaged()):
         raise IntegrityError(
@@ -106,8 +120,11 @@ def _take(
         origin = replace(origin, source=Source.MERGE)
         if file_sha256(formats.find_weights(origin.folder)) != record.weights_sha256:
             raise IntegrityError(f"{origin.folder}: the weights are not those of its record")
-    if dry_run:
-        formats.inspect(origin.folder)
+    if coming is not None:
+        info = formats.inspect(origin.folder)
+        coming.contents.add(info.content_hash)
+        if record is not None and record.weights_sha256 == info.weights_sha256:
+            coming.parents += record.parents
         return str(origin.folder)
     adapter, new = puller.register(origin)
     return adapter.name if new else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ from lorahub.adapter import Adapter
 from lorahub.errors import LorahubError, NotFoundError, UnsupportedAdapterError
 from lorahub.events import Advanced, Listener, PhaseStarted, Warned
 from lorahub.integrity import check_unchanged
-from lorahub.parallel import each
+from lorahub.parallel import each, usable_cpus
 from store import AdapterFilter, Catalog
 from store.sketches import Kind
 
@@ -51,7 +50,7 @@ def complete(
     import torch
 
     threads = torch.get_num_threads()
-    workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    workers = min(usable_cpus(), MOST_WORKERS)
     listener(PhaseStarted("sketch", len(names), "adapters"))
     try:
         for start in range(0, len(names), workers):

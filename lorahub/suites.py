@@ -1,56 +1,111 @@
-"""Suites: what an adapter is scored by, and running the user's own commands and functions.
+"""Suites: what an adapter is scored by.
 
-A suite is the word ``factors``, for figures from factors alone, or a YAML file::
+A suite is the word ``factors``, for figures from factors alone, or a YAML file with one of::
 
     command: [python, score.py]     # gets the adapter's folder as its last argument
-    timeout: 600
+    function: package.module:name   # is called with the folder
+    harness: {tasks: [hellaswag]}   # tasks of lm-evaluation-harness
+    perplexity: {text: held-out.txt}
 
-or, instead of a command, ``function: package.module:name``, which is called with the folder in a
-process of its own. Both give a JSON object of numbers by name: a command prints it, as the last
-line of its output or as the whole of it; a function returns it.
+A command prints a JSON object of numbers by name, as the last line of its output or as the whole
+of it; a function returns one. The last two load the adapter on its base model, with transformers
+and PEFT (see `lorahub.evaluators`). All of them run in processes of their own.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from types import TracebackType
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lorahub.adapter import Adapter, canonical_base
 from lorahub.errors import EvaluationError, InvalidRecipeError
+from lorahub.plot import bars, svg
+from lorahub.recipe import Dtype
 from lorahub.recipe_file import RecipeFile, dotted
+from lorahub.suite_process import Process, Server
 
 FACTORS = "factors"
 """The suite that needs no data."""
 
-_MOST_OUTPUT = 1 << 20
+REFUSED = "refused"
+"""What an evaluator of lorahub's own gives instead of figures: a message and a hint."""
 
-_CALL = """\
-import importlib, json, os, sys
-module, _, name = sys.argv[1].partition(":")
-sys.path.insert(0, os.getcwd())
-function = getattr(importlib.import_module(module), name)
-print("\\n" + json.dumps(dict(function(sys.argv[2]))))
-"""
+STDERR = "_stderr"
+"""What the name of a figure's standard error ends in."""
+
+_KINDS = ("command", "function", "harness", "perplexity")
+
+
+class ModelSpec(BaseModel):
+    """The model that an adapter is loaded on.
+
+    Attributes:
+        base: Its Hub id, maybe with ``@revision``, or its folder; the adapter's own without one.
+        dtype: What it computes in; what it is stored in without one.
+        device: ``auto``, ``cpu``, ``cuda[:N]`` or ``mps``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: Annotated[str | None, Field(min_length=1)] = None
+    dtype: Dtype | None = None
+    device: Annotated[str, Field(min_length=1)] = "auto"
+
+
+class Harness(ModelSpec):
+    """Tasks of lm-evaluation-harness.
+
+    Attributes:
+        tasks: Names of tasks, groups or tags.
+        include: Folder with YAML files of further tasks; theirs are preferred.
+        num_fewshot: Examples before each question; what the task says without one.
+        limit: How many documents of each task, or which share below 1; all without one.
+        batch_size: How many requests at a time; ``auto`` tries what fits.
+    """
+
+    tasks: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+    include: Path | None = None
+    num_fewshot: Annotated[int | None, Field(ge=0)] = None
+    limit: Annotated[int | float | None, Field(gt=0, allow_inf_nan=False)] = None
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+
+
+class Perplexity(ModelSpec):
+    """Perplexity on a text.
+
+    Attributes:
+        text: File with the text, in UTF-8.
+        window: Tokens that the model sees at a time; what it can see without one, 2,048 at most.
+        stride: Tokens by which the window moves on; half of it without one.
+    """
+
+    text: Path
+    window: Annotated[int | None, Field(ge=2)] = None
+    stride: Annotated[int | None, Field(ge=1)] = None
+
+    @model_validator(mode="after")
+    def _overlap(self) -> Self:
+        if self.window is not None and self.stride is not None and self.stride >= self.window:
+            raise ValueError("the stride has to be smaller than the window")
+        return self
 
 
 class Suite(BaseModel):
-    """A suite that runs something of the user's.
+    """A suite that runs in processes of its own.
 
     Attributes:
         name: What results are stored under; the file's name without one.
         command: Program and arguments; the adapter's folder is added.
         function: ``package.module:name``, importable from the suite's folder.
-        timeout: Seconds after which it is ended.
+        harness: Tasks of lm-evaluation-harness.
+        perplexity: Perplexity on a text.
+        timeout: Seconds for an adapter, after which it is ended.
         folder: Where it runs: the folder of the suite's file.
     """
 
@@ -59,58 +114,87 @@ class Suite(BaseModel):
     name: Annotated[str, Field(min_length=1, max_length=100)]
     command: Annotated[tuple[str, ...] | None, Field(min_length=1)] = None
     function: Annotated[str | None, Field(pattern=r"^[\w.]+:\w+$")] = None
+    harness: Harness | None = None
+    perplexity: Perplexity | None = None
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3600
     folder: Path = Path()
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> Suite:
-        if (self.command is None) == (self.function is None):
-            raise ValueError("needs either a command or a function")
+    def _one_of_them(self) -> Self:
+        if sum(getattr(self, kind) is not None for kind in _KINDS) != 1:
+            raise ValueError(f"needs one of {', '.join(_KINDS[:-1])} and {_KINDS[-1]}")
         return self
 
-    def run(self, folder: Path) -> dict[str, float]:
-        """Figures of the adapter in ``folder``.
+    def start(self) -> RunningSuite:
+        """The suite for several adapters, between which it keeps what it has loaded."""
+        return RunningSuite(self)
 
-        The environment is that of this process; nothing is added to it.
+    def run(self, adapter: Adapter) -> dict[str, float]:
+        """Figures of an adapter, as `RunningSuite.run`."""
+        with self.start() as running:
+            return running.run(adapter)
+
+
+class RunningSuite:
+    """A suite with its process; a context that ends it."""
+
+    def __init__(self, suite: Suite) -> None:
+        """Start nothing yet."""
+        self.name = suite.name
+        self._suite = suite
+        self._spec: ModelSpec | None = suite.harness or suite.perplexity
+        own = f"lorahub.evaluators.{'harness' if suite.harness else 'perplexity'}:score"
+        function = own if self._spec else suite.function or ""
+        self._server = Server(suite.name, function, suite.folder, own=self._spec is not None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.end()
+
+    def run(self, adapter: Adapter) -> dict[str, float]:
+        """Figures of an adapter.
 
         Raises:
-            EvaluationError: It cannot be started, fails, takes too long, or gives no figures.
+            EvaluationError: The suite cannot be started, fails, takes too long, or gives no
+                figures; or it needs a base model, and none is known.
         """
-        if self.function is not None:
-            words = [sys.executable, "-c", _CALL, self.function, str(folder)]
-        else:
-            words = [*(self.command or ()), str(folder)]
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        suite, folder = self._suite, str(adapter.origin.folder)
+        if suite.command is not None:
+            process = Process(suite.name, [*suite.command, folder], suite.folder)
             try:
-                child = subprocess.Popen(  # noqa: S603 - running it is what the user asks for
-                    words,
-                    cwd=self.folder,
-                    env=os.environ.copy(),
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=err,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise EvaluationError(
-                    f"suite '{self.name}': '{words[0]}' cannot be started ({error.strerror})",
-                    hint="correct 'command' in the suite",
-                ) from error
-            try:
-                code = child.wait(self.timeout)
-            except subprocess.TimeoutExpired as error:
-                raise EvaluationError(
-                    f"suite '{self.name}' took longer than {self.timeout:g} s and was ended",
-                    hint="raise 'timeout' in the suite",
-                ) from error
+                printed = process.finish(suite.timeout)
             finally:
-                _end(child)
-            if code != 0:
-                how = (
-                    f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
-                )
-                raise EvaluationError(f"suite '{self.name}' {how}", hint=_last_line(err))
-            return self._figures(_read(out))
+                process.end()
+            return self._figures(printed)
+        arguments: list[object] = [folder]
+        if self._spec is not None:
+            base = self._spec.base or self._base(adapter)
+            arguments = [self._spec.model_dump(mode="json") | {"base": base}, folder]
+        answer = self._server.call(arguments, suite.timeout)
+        if self._spec is not None and REFUSED in (given := json.loads(answer)):
+            message, hint = given[REFUSED]
+            raise EvaluationError(f"suite '{self.name}': {message}", hint=hint)
+        return self._figures(answer)
+
+    def _base(self, adapter: Adapter) -> str:
+        """The adapter's own base model: the folder it states if it is here, or a Hub id."""
+        stated, known = adapter.info.base_model, adapter.base
+        if stated and canonical_base(stated) is None and Path(stated).is_dir():
+            return str(Path(stated).absolute())
+        if known is not None and known.name is not None and known.sure:
+            return known.name
+        raise EvaluationError(
+            f"suite '{self.name}': the base model of '{adapter.name}' is not known for sure",
+            hint="give 'base' in the suite, or say what the stated name means: "
+            "`lorahub base alias`",
+        )
 
     def _figures(self, text: str) -> dict[str, float]:
         for candidate in (text, text.strip().rpartition("\n")[2]):
@@ -153,8 +237,32 @@ def load_suite(path: Path) -> Suite:
         key = f", key '{dotted(first['loc'])}'" if first["loc"] else ""
         raise InvalidRecipeError(
             f"{place}{key}: {first['msg'].lower()}",
-            hint="a suite has 'command' or 'function', and maybe 'name' and 'timeout'",
+            hint=f"a suite has one of {', '.join(_KINDS)}, and maybe 'name' and 'timeout'",
         ) from error
+
+
+def chart(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Bars that compare adapters, one panel a figure.
+
+    Args:
+        found: Figures by adapter; a figure's standard error is named as it is, with ``_stderr``
+            behind.
+
+    Returns:
+        The text of an SVG file.
+    """
+    names = dict.fromkeys(name for figures in found.values() for name in figures)
+    errors = {f"{name}{STDERR}" for name in names}
+    panels = [
+        bars(name, [
+            (adapter, figures[name], figures.get(f"{name}{STDERR}", 0.0))
+            for adapter, figures in found.items()
+            if name in figures
+        ])
+        for name in names
+        if name not in errors
+    ]  # fmt: skip
+    return svg("What a suite found of adapters", panels)
 
 
 def merged_figures(
@@ -169,20 +277,3 @@ def merged_figures(
     apart = sum(p * p for p in parts)
     together = apart + 2 * sum(parts[i] * parts[j] * c for (i, j), c in cosines.items())
     return {"interference": 1 - together / apart if apart else 0.0}
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End a process and what it started, whether it is still there or not."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-
-
-def _read(file: BinaryIO) -> str:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - _MOST_OUTPUT))
-    return file.read().decode(errors="replace")
-
-
-def _last_line(file: BinaryIO) -> str | None:
-    return _read(file).strip().rpartition("\n")[2][:300] or None

@@ -78,6 +78,12 @@ class Adapters(Database):
             )
         return self._adapters(where)
 
+    def by_url(self, url: str) -> list[Adapter]:
+        """Adapters downloaded from a storage URL, newest first."""
+        return self._adapters(
+            (adapter_table.c.source == Source.STORE.value) & (adapter_table.c.endpoint == url)
+        )
+
     def by_folder(self, folder: Path) -> Adapter | None:
         """The newest adapter whose files lie in that folder."""
         return next(iter(self._adapters(adapter_table.c.folder == str(folder))), None)
@@ -130,7 +136,8 @@ def remove_row(connection: Connection, adapter_id: int) -> None:
 def _taken(name: str) -> ConflictError:
     return ConflictError(
         f"an adapter named '{name}' is already in the catalog",
-        hint="choose another with --name, or remove it with `lorahub rm`",
+        hint="pull the new one under another name (`lorahub pull REF --name NAME`), or remove the "
+        f"old one: `lorahub rm '{name}'`",
     )
 
 

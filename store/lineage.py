@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -126,6 +126,26 @@ class Lineage(Database):
                 newest = select(func.max(adapter_table.c.id)).where(same).scalar_subquery()
                 row = lineage_row(adapter_id, position, parent)
                 connection.execute(insert(lineage_table).values(**row, parent_id=newest))
+
+    def linked_parents(self) -> int:
+        """How many parents of adapters, over all lineage, are in the catalog themselves."""
+        query = select(func.count()).where(lineage_table.c.parent_id.is_not(None))
+        with self._read() as connection:
+            return connection.execute(query).scalar_one()
+
+    def linkable_parents(self, contents: Collection[str], parents: Sequence[Parent]) -> int:
+        """How many more there would be with adapters of ``contents``, and lineage to ``parents``.
+
+        Args:
+            contents: Content hashes.
+            parents: As records name them.
+        """
+        loose = select(lineage_table.c.content_hash).where(lineage_table.c.parent_id.is_(None))
+        with self._read() as connection:
+            there = set(connection.execute(select(adapter_table.c.content_hash)).scalars())
+            wanted = list(connection.execute(loose).scalars())
+        there |= set(contents)
+        return sum(h in there for h in (*wanted, *(p.content_hash for p in parents)))
 
     def link_parents(self) -> int:
         """Point lineage at adapters that came, or came back, after it; how many were linked."""

@@ -122,18 +122,16 @@ class Listing(Database):
     ) -> list[AdapterSummary]:
         """Full-text search over names, base models, tags, targets and cards, best first.
 
-        ``where`` keeps those of the hits between ``offset`` and ``limit`` that match.
-
-        Every word must occur; the last may be the beginning of one. Where nothing has them all,
-        `corrected` ones are searched for.
+        ``where`` says among which. Every word must occur; the last may be the beginning of one.
+        Where nothing has them all, `corrected` ones are searched for.
         """
         with self._read() as connection:
-            ids = search.hits(connection, words, limit, offset)
+            among = conditions(connection, where)
+            ids = search.hits(connection, words, limit, offset, among)
             if not ids and not search.hits(connection, words, 1, 0):
                 words = search.corrected(connection, words)
-                ids = search.hits(connection, words, limit, offset)
-            matching = conditions(connection, where)
-            query = select(*_SUMMARY).where(adapter_table.c.id.in_(ids), *matching)
+                ids = search.hits(connection, words, limit, offset, among)
+            query = select(*_SUMMARY).where(adapter_table.c.id.in_(ids))
             found = {r["id"]: _summary(r) for r in connection.execute(query).mappings()}
         return [found[i] for i in ids if i in found]
 

@@ -15,11 +15,16 @@ from store.values import Export, Push
 class Publications(Database):
     """Exports and pushes."""
 
-    def record_export(self, adapter_id: int, folder: Path, format_name: str) -> None:
-        """Remember an export."""
-        values = {"folder": str(folder), "format": format_name, "created_at": now()}
+    def record_export(self, adapter_id: int, place: Path | str, format_name: str) -> None:
+        """Remember an export to a folder or a storage URL; the same again is remembered once."""
+        values = {"folder": str(place), "format": format_name}
+        same = [export_table.c[key] == value for key, value in values.items()]
+        known = select(export_table.c.id).where(export_table.c.adapter_id == adapter_id, *same)
         with self._write() as connection:
-            connection.execute(insert(export_table).values(adapter_id=adapter_id, **values))
+            if connection.execute(known).first() is None:
+                connection.execute(
+                    insert(export_table).values(adapter_id=adapter_id, **values, created_at=now())
+                )
 
     def exports(self, adapter_id: int) -> tuple[Export, ...]:
         """Copies of an adapter in folders and packs, oldest first."""

@@ -81,8 +81,8 @@ class Runs(Database):
             )
             return added
 
-    def end_run(self, run_id: int, state: str, error: str) -> None:
-        """Record that a run failed or was interrupted, and why; an ended run stays as it is."""
+    def end_run(self, run_id: int, state: str, error: str | None = None) -> None:
+        """Record that a run ended without a result that stays, and why; an ended one is left."""
         with self._write() as connection:
             connection.execute(
                 update(run_table)

@@ -8,7 +8,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import count
 
-from sqlalchemy import Connection, RowMapping, func, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Float,
+    Integer,
+    RowMapping,
+    func,
+    select,
+    text,
+)
 
 from store.models import adapter_table, text_table, word_table
 from store.session import insert_new
@@ -34,25 +43,35 @@ def fold(words: str) -> str:
     return "".join(c for c in apart if not unicodedata.combining(c))
 
 
-def hits(connection: Connection, words: str, limit: int, offset: int) -> list[int]:
-    """Ids of the adapters that have every word, best first; the last may be a beginning."""
+def hits(
+    connection: Connection,
+    words: str,
+    limit: int,
+    offset: int,
+    among: Sequence[ColumnElement[bool]] = (),
+) -> list[int]:
+    """Ids of the adapters that have every word, best first; the last may be a beginning.
+
+    ``among`` are conditions on the adapters' table.
+    """
     match = _match(connection, _WORD.findall(words))
     if match is None:
         return []
     if connection.dialect.name == "sqlite":
-        query = (
-            f"SELECT rowid, bm25(adapters_fts, {', '.join(map(str, _WEIGHTS))}) AS score "  # noqa: S608
-            "FROM adapters_fts WHERE adapters_fts MATCH :match ORDER BY score, rowid "
+        found = text(
+            f"SELECT rowid AS id, bm25(adapters_fts, {', '.join(map(str, _WEIGHTS))}) AS score "  # noqa: S608
+            "FROM adapters_fts WHERE adapters_fts MATCH :match"
         )
     else:
-        query = (
-            f"SELECT id, ts_rank('{_CLASS_WEIGHTS}', document, q, 1) AS score "  # noqa: S608
-            "FROM adapters_fts, CAST(:match AS tsquery) AS q WHERE document @@ q "
-            "ORDER BY score DESC, id "
+        found = text(
+            f"SELECT id, -ts_rank('{_CLASS_WEIGHTS}', document, q, 1) AS score "  # noqa: S608
+            "FROM adapters_fts, CAST(:match AS tsquery) AS q WHERE document @@ q"
         )
-    values = {"match": match, "limit": limit, "offset": offset}
-    found = connection.execute(text(f"{query} LIMIT :limit OFFSET :offset"), values)
-    return [row[0] for row in found]
+    hit = found.bindparams(match=match).columns(id=Integer, score=Float).subquery("hit")
+    query = select(hit.c.id).order_by(hit.c.score, hit.c.id).limit(limit).offset(offset)
+    if among:
+        query = query.where(hit.c.id.in_(select(adapter_table.c.id).where(*among)))
+    return list(connection.execute(query).scalars())
 
 
 def corrected(connection: Connection, words: str) -> str:

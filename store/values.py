@@ -195,6 +195,11 @@ class Evaluation:
     figures: Mapping[str, float]
     created_at: str
 
+    @property
+    def text(self) -> str:
+        """The figures in a line."""
+        return ", ".join(f"{key} {value:.4g}" for key, value in self.figures.items())
+
 
 @dataclass(frozen=True, slots=True)
 class HubAdapter:

@@ -25,6 +25,7 @@ from store.session import open_engine
 # What a test can do without: the data are thrown away.
 FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 NOBODY = 65534
+START_SECONDS = 120
 
 
 def binaries() -> Path | None:
@@ -116,9 +117,11 @@ def _reachable(found: Path, folder: Path, user: int | None) -> Path:
 
 def _wait(folder: Path, process: subprocess.Popen[bytes]) -> None:
     pid_file = folder / "data" / "postmaster.pid"
-    while process.poll() is None:
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
         lines = pid_file.read_text().splitlines() if pid_file.exists() else []
         if lines and lines[-1].strip() == "ready":
             return
         time.sleep(0.02)
-    raise RuntimeError((folder / "log").read_text())
+    state = "ended" if process.poll() is not None else f"was not ready in {START_SECONDS} s"
+    raise RuntimeError(f"PostgreSQL {state}: {(folder / 'log').read_text()}")

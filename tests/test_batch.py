@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,12 +17,20 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lorahub.batch import checked, markdown, ordered
+from lorahub.batch import ordered
 from lorahub.cli.main import app
-from lorahub.errors import ConflictError, InvalidRecipeError, NotFoundError, UsageError
+from lorahub.errors import (
+    ConflictError,
+    InvalidRecipeError,
+    NotFoundError,
+    StorageError,
+    UsageError,
+)
 from lorahub.events import Advanced, Event, PhaseStarted, Warned
 from lorahub.output import new_folder
 from lorahub.recipe import Recipe, make_recipe
+from lorahub.reporting import markdown
+from lorahub.sweep import load_sweep
 from lorahub.workspace import Workspace
 from tests.conftest import write_adapter
 
@@ -127,6 +136,37 @@ def test_a_failure_stops_only_what_needs_it(workspace: Workspace) -> None:
     assert "- needs-bad: 'bad'" in markdown(list(found.values()))
 
 
+def test_a_full_disk_costs_only_what_did_not_fit(home: Path, tmp_path: Path) -> None:
+    """No file may have more than 3 MB: the large result fails, and is made once there is room."""
+    for seed, name in enumerate(("one", "two")):
+        write_adapter(tmp_path / name, {"layers.0.q_proj": (2048, 2048, 160)}, seed=seed)
+    recipes = [
+        recipe("small", method="svd", parameters={"rank": 1}),
+        recipe("large", method="cat"),
+        recipe("needs-large", "large", "one", parameters={"rank": 1}),
+    ]
+    with Workspace.open() as workspace:
+        workspace.pull([str(tmp_path / name) for name in ("one", "two")])
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, hard))
+        try:
+            found = {o.name: o for o in workspace.batch(recipes)}
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        assert states(found.values()) == {
+            "small": "merged", "large": "failed", "needs-large": "skipped",
+        }  # fmt: skip
+        error = found["large"].error
+        assert isinstance(error, StorageError)
+        assert ".large." in error.message
+        assert "File too large" in error.message
+        assert "bytes are needed" in str(error.hint)
+        assert [p.name for p in workspace.config.adapters.iterdir()] == ["small"]
+        assert states(workspace.batch(recipes)) == {
+            "small": "unchanged", "large": "merged", "needs-large": "merged",
+        }  # fmt: skip
+
+
 def test_fail_fast_begins_nothing_more(workspace: Workspace) -> None:
     recipes = [recipe("first"), recipe("bad", "nowhere"), recipe("last", "two")]
     assert states(workspace.batch(recipes, fail_fast=True)) == {
@@ -214,9 +254,9 @@ def numbered(count: int) -> list[Recipe]:
 
 
 KILLS = (
-    ("lorahub.engine.verify", "verify", 6),  # the weights are written, nothing else
-    ("lorahub.output", "_move", 9),  # all is written, but not in its place
-    ("lorahub.merging", "Merger._catalogue", 11),  # all is in its place, but not catalogued
+    ("lorahub.engine.verify", "verify_all", 1),  # all weights are written, nothing else
+    ("lorahub.output", "_move", 9),  # one is written, but not in its place
+    ("lorahub.merging", "Merger._catalogue", 11),  # one is in its place, but not catalogued
 )
 
 
@@ -237,13 +277,13 @@ def test_killed_and_resumed(home: Path, folder: Path, monkeypatch: pytest.Monkey
     with Workspace.open() as workspace:
         found = states(workspace.batch(numbered(40), resume=True))
         assert set(found.values()) == {"merged", "unchanged"}
-        # Nine and eleven calls each came after what the kills before had left to be made.
-        assert list(found.values()).count("unchanged") == 5 + 8 + 11
+        # All forty are under way together, and finished one by one.
+        assert list(found.values()).count("unchanged") == 0 + 8 + 11
         assert contents(workspace.config.adapters) == whole
         assert not list(workspace.config.adapters.glob(".*"))
         assert not workspace.catalog.check()
         runs = [run.state for run in workspace.catalog.runs(limit=1000)]
-        assert runs.count("interrupted") == 3
+        assert runs.count("interrupted") == 40 + 32 + 22
         assert set(runs) == {"finished", "interrupted"}
         assert len(workspace.adapters(limit=1000)) == 42
 
@@ -345,12 +385,12 @@ def test_folders_and_files_that_hold_nothing(workspace: Workspace, folder: Path)
     assert code == 3
     assert "holds no recipes" in done.stderr
     code, _ = command(str(folder / "nothing.yaml"))
-    assert code == 5
+    assert code == 3
     (folder / "same.yaml").write_text(SWEEP.replace("m-{rank}-{weight}", "m-{rank}"))
     code, done = command(str(folder / "same.yaml"))
     assert code == 6
     assert "{n}" in done.stderr
-    assert sum(1 for _ in checked(folder / "same.yaml")) == 4
+    assert sum(1 for _ in load_sweep(folder / "same.yaml").recipes()) == 4
 
 
 def main(count: int, module: str = "", function: str = "", call: str = "0") -> None:

@@ -326,6 +326,14 @@ def test_a_plain_card_says_what_the_files_say(tmp_path: Path) -> None:
     assert "license" not in data
     assert "2 modules (q\\_proj, up\\_proj) at rank 4 to 6" in text
     assert json.loads((folder / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
+    adapter = Adapter("style", Origin(Source.FOLDER, folder), formats.inspect(folder))
+    with prepared(adapter, "me/style", {}) as files:
+        assert files[-1].read_text() == text
+    with prepared(adapter, "me/style", {"mine": {"acc": 0.25}}) as files:
+        table = (
+            "\n## Evaluation\n\n| suite | figure | value |\n|---|---|---|\n| mine | acc | 0.25 |\n"
+        )
+        assert files[-1].read_text() == text.replace("\n## Use", f"{table}\n## Use")
 
 
 def test_an_extraction_is_published_with_its_repository_in_its_card(tmp_path: Path) -> None:
@@ -357,12 +365,13 @@ def test_an_extraction_is_published_with_its_repository_in_its_card(tmp_path: Pa
     adapter = Adapter("tuned", Origin(Source.MERGE, folder), info)
 
     def pushed() -> str:
-        with prepared(adapter, "me/tuned", {}) as files:
+        with prepared(adapter, "me/tuned", {"mine": {"acc": 0.25}}) as files:
             assert {f.name for f in files} == {p.name for p in folder.iterdir()}
             return next(f for f in files if f.name == "README.md").read_text()
 
     assert "vllm serve org/base" in pushed()
     assert "tuned=me/tuned" in pushed()
+    assert "| mine | acc | 0.25 |" in pushed()
     card.write_text("# Mine\n")
     assert pushed() == "# Mine\n"
     (folder / "extracted.json").write_text("{}")

@@ -388,7 +388,7 @@ def test_a_recipe_stands_alone(filled: Path, tmp_path: Path) -> None:
     assert done.returncode == ExitCode.USAGE
     assert "a recipe stands alone" in done.stderr
     missing = call("merge", tmp_path / "nope.yaml")
-    assert missing.returncode == ExitCode.INVALID
+    assert missing.returncode == ExitCode.NOT_FOUND
     assert "lorahub recipes new" in missing.stderr
 
 

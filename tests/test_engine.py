@@ -27,6 +27,7 @@ from lorahub.errors import (
     LorahubError,
     StorageError,
     UnsupportedAdapterError,
+    UsageError,
 )
 from lorahub.methods.registry import get
 from tests.conftest import EXAMPLES, write_adapter
@@ -373,5 +374,5 @@ def test_a_disk_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_unknown_device_is_refused(tmp_path: Path) -> None:
     plan = make_plan([load(EXAMPLES / "packages")], [1], get("cat"), {})
-    with pytest.raises(InvalidRecipeError, match="device 'warp'"):
+    with pytest.raises(UsageError, match="device 'warp'"):
         run(plan, tmp_path / "out.safetensors", device="warp")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 import torch
@@ -103,6 +104,11 @@ def test_a_command_gets_the_folder_and_its_figures_are_kept(
     score(workspace, chosen)
     score(workspace, "factors")
     assert [e.suite for e in workspace.evaluations(workspace.get("m"))] == ["factors", "suite"]
+    header, *listed = CliRunner().invoke(app, ["ls"]).stdout.splitlines()
+    assert header.endswith("\tFIGURES")
+    truncation = workspace.evaluations(workspace.get("m"))[0].figures["truncation"]
+    assert listed[0].endswith(f"\tfactors truncation {truncation:.4g}, suite size 1")
+    assert listed[1].endswith("\tyes\t-")
     shown = CliRunner().invoke(app, ["show", "m"]).stdout
     assert "suite\tsize 1" in shown
     rows = json.loads(CliRunner().invoke(app, ["ls", "--json"]).stdout)
@@ -153,6 +159,14 @@ def test_nothing_is_added_to_the_environment(workspace: Workspace, tmp_path: Pat
         ("print('[' * 100000)", {}, "printed no JSON"),
         ("def score(folder): return 3", {"function": "score:score"}, "failed with exit code 1"),
         ("", {"function": "score:absent"}, "failed with exit code 1"),
+        ("import os\ndef score(f): os.abort()", {"function": "score:score"}, "by signal 6"),
+        ("import os\ndef score(f): os._exit(0)", {"function": "score:score"}, "without figures"),
+        ("def score(f): return {'a': 1e999}", {"function": "score:score"}, "no finite number"),
+        (
+            "import time\ndef score(f): time.sleep(1000)",
+            {"function": "score:score", "timeout": 1},
+            "took longer than 1 s",
+        ),
         ("", {"command": ["./no-such-program"]}, "cannot be started"),
     ],
 )
@@ -191,11 +205,16 @@ def running(status: Path) -> bool:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{}", "needs either a command or a function"),
-        ("command: [a]\nfunction: b:c", "needs either"),
+        ("{}", "needs one of command, function, harness and perplexity"),
+        ("command: [a]\nfunction: b:c", "needs one of"),
         ("command: [a]\ntimeout: -1", "line 2, key 'timeout'"),
         ("comand: [a]", "line 1, key 'comand'"),
         ("function: os.system", "line 1, key 'function'"),
+        ("harness: {tasks: []}", "line 1, key 'harness.tasks'"),
+        ("harness:\n  tasks: [a]\n  task: b", "line 3, key 'harness.task'"),
+        ("harness: {tasks: [a], dtype: F8}", "key 'harness.dtype'"),
+        ("perplexity: {window: 4}", "line 1, key 'perplexity.text'"),
+        ("perplexity: {text: a, window: 4, stride: 4}", "stride has to be smaller"),
     ],
 )
 def test_what_is_no_suite(tmp_path: Path, text: str, says: str) -> None:
@@ -210,7 +229,72 @@ def test_the_command_is_partial_when_one_fails(workspace: Workspace, tmp_path: P
     body = json.loads(done.stdout)
     assert (done.exit_code, body["status"]) == (8, "partial")
     assert body["result"][1]["error"]["code"] == "usage"
-    assert CliRunner().invoke(app, ["eval", "m", "--with", "nothing.yaml"]).exit_code == 5
+    assert CliRunner().invoke(app, ["eval", "m", "--with", "nothing.yaml"]).exit_code == 3
+
+
+def test_a_merge_made_again_has_no_figures_of_the_former_one(workspace: Workspace) -> None:
+    score(workspace, "factors")
+    body = {"method": "svd", "parameters": {"rank": 1}, "output": {"name": "m"}}
+    recipe = make_recipe(body | {"sources": [{"adapter": name} for name in WEIGHTS]})
+    workspace.merge(recipe, force=True)
+    assert workspace.evaluations(workspace.get("m")) == ()
+
+
+def test_a_failure_is_told_once(workspace: Workspace) -> None:
+    what = "'one' is not the result of a merge"
+    for references, code in ((["one"], 2), (["m", "one"], 8), (["m", "one", "--json"], 8)):
+        done = CliRunner().invoke(app, ["eval", *references])
+        assert (done.exit_code, done.stderr.count(what)) == (code, 1), done.stderr
+        assert "hint: give a suite of your own with --with" in done.stderr
+
+
+def test_bars_compare_adapters(workspace: Workspace, tmp_path: Path) -> None:
+    program = (
+        "import json, sys\n"
+        "loud = 1 + ('two' in sys.argv[1])\n"
+        "print(json.dumps({'gain': -loud, 'gain_stderr': 0.25, 'size_stderr': 4 * loud}))\n"
+    )
+    chosen, plot = suite(tmp_path, program), tmp_path / "bars.svg"
+    done = CliRunner().invoke(app, ["eval", "one", "two", "--with", chosen, "--plot", str(plot)])
+    assert done.exit_code == 0, done.stderr
+    drawn = ET.fromstring(plot.read_text())
+    texts = [t.text for t in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts == ["gain", "one", "-1 ± 0.25", "two", "-2 ± 0.25",
+                     "size_stderr", "one", "4", "two", "8"]  # fmt: skip
+    widths = [float(r.attrib["width"]) for r in drawn.iter("{http://www.w3.org/2000/svg}rect")]
+    assert widths[1] == pytest.approx(2 * widths[0], abs=0.1)
+    assert widths[3] == pytest.approx(2 * widths[2], abs=0.1)
+    with pytest.raises(UsageError, match="a plot is an SVG file"):
+        workspace.evaluate(["one"], chosen, plot=tmp_path / "bars.png")
+
+
+def test_a_function_keeps_what_it_loaded_until_it_fails(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    program = (
+        "import os\n"
+        "calls = 0\n"
+        "def score(folder):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    print('noise')\n"
+        "    if folder.endswith('two'): os._exit(3)\n"
+        "    return {'calls': calls, 'pid': os.getpid()}\n"
+    )
+    chosen = suite(tmp_path, program, function="score:score")
+    found = [f for _, f in workspace.evaluate(["one", "m", "two", "one", "m"], chosen)]
+    assert [f if isinstance(f, LorahubError) else f["calls"] for f in found] == [
+        1,
+        2,
+        found[2],
+        1,
+        2,
+    ]
+    assert "failed with exit code 3" in str(found[2])
+    assert (found[0]["pid"], found[3]["pid"]) == (found[1]["pid"], found[4]["pid"])
+    assert found[0]["pid"] != found[3]["pid"]
+    for pid in (found[0]["pid"], found[3]["pid"]):
+        assert not running(Path("/proc") / f"{pid:.0f}" / "status")
 
 
 def test_an_unchanged_copy_of_a_source_is_read(workspace: Workspace, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from lorahub import formats
 from lorahub.errors import ExitCode
-from lorahub.packs import folder_name
+from lorahub.output import folder_name
 from tests.conftest import EXAMPLES
 from tests.test_cli import call, entries, ok
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from lorahub.adapter import Adapter
 from lorahub.cli.main import app
 from lorahub.errors import EvaluationError, InvalidRecipeError, LorahubError, UsageError
 from lorahub.searching import Axis, Search, Trial, Tried, best_of, load_search
@@ -47,8 +48,8 @@ def scored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[str, list[l
     """A suite that knows the best weights, 0.8 and 0.2, and the weights it was asked about."""
     asked: list[list[float]] = []
 
-    def run(self: Suite, folder: Path) -> dict[str, float]:
-        record = json.loads((folder / "lorahub.json").read_text())
+    def run(self: Suite, adapter: Adapter) -> dict[str, float]:
+        record = json.loads((adapter.origin.folder / "lorahub.json").read_text())
         weights = [p["weight"] for p in record["parents"]]
         asked.append(weights)
         if weights[0] > 1.9:

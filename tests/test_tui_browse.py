@@ -48,6 +48,20 @@ def test_first_screen_lists_the_catalog_and_says_its_command(
     run(filled, scenario, size)
 
 
+def test_what_suites_found_stands_beside_an_adapter(filled: Path) -> None:
+    with Workspace.open(filled) as workspace:
+        chosen = workspace.get("languages")
+        workspace.catalog.record_evaluation(chosen.id, "held-out", {"accuracy": 0.625})
+
+    async def scenario(t: Terminal) -> None:
+        assert "held-out" in t.screen
+        assert "accuracy 0.625" in t.screen
+        await t.press("5")
+        assert "held-out: accuracy 0.625" in t.screen
+
+    run(filled, scenario, (160, 60))
+
+
 def test_empty_catalog_says_what_to_do(home: Path) -> None:
     async def scenario(t: Terminal) -> None:
         assert "The catalog is empty." in t.screen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,8 @@ def describe(workspace: Workspace, name: str) -> Description:
     """
     adapter = workspace.get(name)
     info, origin = adapter.info, adapter.origin
-    where = f"{origin.repo_id}@{origin.revision}" if origin.repo_id else str(origin.folder)
+    where = f"{origin.repo_id}@{origin.revision}" if origin.repo_id else ""
+    where = where or origin.url or str(origin.folder)
     exports = workspace.catalog.exports(adapter.id)
     pushes = workspace.catalog.pushes(adapter.id)
     facts = (
@@ -71,6 +72,7 @@ def describe(workspace: Workspace, name: str) -> Description:
         ("id", info.content_hash[:16]),
         *(("exported to", f"{e.folder} ({e.format})") for e in exports),
         *(("pushed to", p.url) for p in pushes),
+        *((e.suite, e.text) for e in workspace.evaluations(adapter)),
     )
     return Description(
         name,
@@ -79,6 +81,20 @@ def describe(workspace: Workspace, name: str) -> Description:
         _modules(adapter),
         info.card[:CARD_LIMIT] or "No card.",
         "\n".join(_lineage(workspace, adapter)),
+    )
+
+
+def scored(workspace: Workspace, names: Iterable[str]) -> str:
+    """What suites found of adapters, a block each; nothing where none did.
+
+    Raises:
+        NotFoundError: There is no such adapter.
+    """
+    found = [(name, workspace.evaluations(workspace.get(name))) for name in names]
+    return "\n\n".join(
+        "\n".join([f"Evaluation of {name}", *(f"{e.suite}: {e.text}" for e in evaluations)])
+        for name, evaluations in found
+        if evaluations
     )
 
 

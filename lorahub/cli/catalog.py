@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="Catalog name, id, folder or Hub id.")]
 Refs = Annotated[list[str], typer.Argument(metavar="REF...", help="One or more adapters.")]
+BaseFilter = Annotated[
+    str | None, typer.Option("--base", help="Base model by any of its names, or a part of one.")
+]
 
 
 def ls(
-    base: Annotated[
-        str | None, typer.Option("--base", help="Base model by any of its names, or a part of one.")
-    ] = None,
+    base: BaseFilter = None,
     rank: Annotated[
         str | None, typer.Option("--rank", help="Rank or range: 8, 8..16, ..16, 8..")
     ] = None,
@@ -41,7 +42,7 @@ def ls(
     task: Annotated[str | None, typer.Option("--task", help="PEFT task type.")] = None,
     method: Annotated[str | None, typer.Option("--method", help="Merged by this method.")] = None,
     source: Annotated[
-        str | None, typer.Option("--source", help="hub, folder, merge or extract.")
+        str | None, typer.Option("--source", help="hub, store, folder, merge or extract.")
     ] = None,
     since: Annotated[
         str | None, typer.Option("--since", help="Catalogued then or later: 2026-01-31 (UTC).")
@@ -140,12 +141,13 @@ def _rank(row: AdapterSummary) -> str:
 
 
 def _print_rows(rows: list[AdapterSummary], workspace: Workspace, *, as_json: bool) -> None:
+    scored = workspace.catalog.evaluations([r.id for r in rows])
     if as_json:
-        scored = workspace.catalog.evaluations([r.id for r in rows])
         sink.print_json([sink.plain(r) | {"evaluations": _figures(scored, r.id)} for r in rows])
         return
+    headers = ("name", "base", "rank", "targets", "dtype", "size", "source", "method", "mergeable")
     sink.print_table(
-        ("name", "base", "rank", "targets", "dtype", "size", "source", "method", "mergeable"),
+        (*headers, "figures") if scored else headers,
         (
             (
                 r.name,
@@ -157,6 +159,7 @@ def _print_rows(rows: list[AdapterSummary], workspace: Workspace, *, as_json: bo
                 r.source,
                 r.method,
                 "yes" if r.mergeable else "no",
+                *([_first_figures(scored.get(r.id, ()))] if scored else []),
             )
             for r in rows
         ),
@@ -165,6 +168,12 @@ def _print_rows(rows: list[AdapterSummary], workspace: Workspace, *, as_json: bo
 
 def _figures(scored: Mapping[int, Sequence[Evaluation]], adapter_id: int) -> dict[str, Any]:
     return {e.suite: dict(e.figures) for e in scored.get(adapter_id, ())}
+
+
+def _first_figures(found: Sequence[Evaluation]) -> str:
+    """The first figure of each suite: `show` has them all."""
+    firsts = ((e.suite, *next(iter(e.figures.items()))) for e in found)
+    return ", ".join(f"{suite} {key} {value:.4g}" for suite, key, value in firsts)
 
 
 def show(reference: Ref, as_json: sink.Json = False) -> None:
@@ -190,6 +199,7 @@ def show(reference: Ref, as_json: sink.Json = False) -> None:
             ("id", info.content_hash[:16]),
             ("source", origin.source.value),
             ("repository", f"{origin.repo_id}@{origin.revision}" if origin.repo_id else None),
+            ("url", origin.url),
             ("folder", str(origin.folder)),
             ("format", info.format),
             ("type", info.peft_type),
@@ -210,10 +220,7 @@ def show(reference: Ref, as_json: sink.Json = False) -> None:
         ]
         exports = workspace.catalog.exports(adapter.id)
         facts += [("exported to", f"{e.folder} ({e.format})") for e in exports]
-        facts += [
-            (e.suite, ", ".join(f"{key} {value:.4g}" for key, value in e.figures.items()))
-            for e in workspace.evaluations(adapter)
-        ]
+        facts += [(e.suite, e.text) for e in workspace.evaluations(adapter)]
         facts += [("not mergeable", r.message) for r in info.refusals]
         facts += [("warning", w) for w in info.warnings]
         sink.print_table(("field", "value"), [f for f in facts if f[1]])

@@ -117,7 +117,7 @@ def _energies(result: Comparison) -> Iterator[Sequence[str]]:
 def suggest(
     references: Refs,
     rank: Annotated[
-        int | None, typer.Option("--rank", min=1, help="Largest (average) rank of the result.")
+        int | None, typer.Option("--rank", help="Largest (average) rank of the result.")
     ] = None,
     budget: Annotated[
         str | None,

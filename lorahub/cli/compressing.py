@@ -17,7 +17,12 @@ def compress(
     reduction: Annotated[
         float, typer.Option("--reduction", help="Share of the weights' parameters to save, 0..0.3.")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to create.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="FOLDER", parser=sink.place, help="Folder to create."
+        ),
+    ],
     adapter: Annotated[
         str | None,
         typer.Option("--with", metavar="REF", help="Adapter to add to the weights first."),

@@ -23,19 +23,22 @@ With = Annotated[
 def evaluate(
     references: Refs,
     suite: With = "factors",
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw bars, by figure.")
+    ] = None,
     events: sink.Events = None,
     as_json: sink.Json = False,
 ) -> None:
-    """Score adapters by their factors, or by a command or function of yours."""
+    """Score adapters: by factors alone, by your own code, by a harness or by perplexity."""
     lines = events is not None
     with sink.errors("eval", as_json=as_json, events=lines):
         from lorahub.workspace import Workspace
 
         with sink.progress(events=lines) as listener, Workspace.open() as workspace:
-            found = list(workspace.evaluate(references, suite, listener=listener))
-        failed = [error for _, error in found if isinstance(error, LorahubError)]
+            found = list(workspace.evaluate(references, suite, plot=plot, listener=listener))
+        failed = {name: error for name, error in found if isinstance(error, LorahubError)}
         if failed and len(found) == 1:
-            raise failed[0]
+            raise next(iter(failed.values()))
         status = "ok" if not failed else "partial" if len(failed) < len(found) else "error"
         rows = [
             {"name": name, "figures": None, "error": sink.plain_error(f)}
@@ -57,6 +60,8 @@ def evaluate(
                     for key, value in figures.items()
                 ),
             )
+        for name, error in failed.items():
+            sink.failure(name, error)
     if failed:
         raise typer.Exit(ExitCode.PARTIAL)
 

@@ -28,9 +28,7 @@ def extract(
         str | None,
         typer.Option("--base", help="Hub id of the base model, where its folder tells none."),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder of the result.")
-    ] = None,
+    output: sink.Output = None,
     name: Annotated[str | None, typer.Option("--name", help="Catalog name of the result.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing result.")] = False,
     events: Annotated[

@@ -65,6 +65,9 @@ def gc(
     missing: Annotated[
         bool, typer.Option("--missing", help="Also catalog entries whose files are gone.")
     ] = False,
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="URL", help="Also uploads there without end.")
+    ] = None,
     dry_run: DryRun = False,
     as_json: sink.Json = False,
 ) -> None:
@@ -77,7 +80,12 @@ def gc(
         Workspace.open() as workspace,
     ):
         swept = workspace.gc(
-            orphans=orphans, cache=cache, missing=missing, dry_run=dry_run, listener=listener
+            orphans=orphans,
+            cache=cache,
+            missing=missing,
+            store=store,
+            dry_run=dry_run,
+            listener=listener,
         )
     if as_json:
         body = {

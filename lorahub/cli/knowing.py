@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorahub.cli import sink
-from lorahub.cli.catalog import Ref
+from lorahub.cli.catalog import BaseFilter, Ref
 
 if TYPE_CHECKING:
     from lorahub.lineage import Kin
 
 By = Annotated[str, typer.Option("--by", help="Alike in: delta, subspace or spectrum.")]
-Base = Annotated[str | None, typer.Option("--base", help="Part of the base model.")]
 Mermaid = Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flowchart.")]
 
 
@@ -104,7 +103,7 @@ def duplicates(as_json: sink.Json = False) -> None:
 
 
 def cluster(
-    base: Base = None,
+    base: BaseFilter = None,
     by: By = "delta",
     cosine: Annotated[
         float, typer.Option("--cosine", help="Least cosine to the nearest of a family.")
@@ -134,7 +133,7 @@ def cluster(
 
 def map_adapters(
     plot: Annotated[Path | None, typer.Option("--plot", help="SVG file to draw.")] = None,
-    base: Base = None,
+    base: BaseFilter = None,
     by: By = "delta",
     as_json: sink.Json = False,
 ) -> None:

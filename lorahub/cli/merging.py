@@ -72,9 +72,7 @@ def merge(
     base: Annotated[str | None, typer.Option("--base", help="Base model of the result.")] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda[:N], mps.")] = "auto",
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Threads.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder of the result.")
-    ] = None,
+    output: sink.Output = None,
     name: Annotated[str | None, typer.Option("--name", help="Catalog name of the result.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing result.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan.")] = False,
@@ -159,7 +157,14 @@ def _packed(record: Record) -> list[tuple[str, str]]:
 
 
 def _rank(text: str | None) -> int | str | None:
-    return int(text) if text is not None and text.removeprefix("-").isdecimal() else text
+    if text is None or text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UsageError(
+            f"--rank '{text}' is not a whole number", hint="give a number, or auto (lego)"
+        ) from error
 
 
 def parse_parameters(texts: list[str]) -> dict[str, Any]:
@@ -174,11 +179,15 @@ def parse_parameters(texts: list[str]) -> dict[str, Any]:
     for text in texts:
         key, mark, value = text.partition("=")
         if not mark or not key:
-            raise UsageError(f"-p '{text}' is not NAME=VALUE")
+            raise UsageError(
+                f"-p '{text}' is not NAME=VALUE", hint="see `lorahub methods show METHOD`"
+            )
         try:
             parsed[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise UsageError(f"-p '{text}': the value cannot be read") from error
+            raise UsageError(
+                f"-p '{text}': the value cannot be read", hint="write it as in YAML"
+            ) from error
     return parsed
 
 
@@ -189,7 +198,7 @@ def parse_source(text: str) -> dict[str, Any]:
         InvalidRecipeError: What follows the last colon is no number.
     """
     reference, mark, weight = text.rpartition(":")
-    if not mark or reference in {"hf", ""} or weight.startswith("//"):
+    if not mark or not reference or ("://" in text and "/" in weight):
         return {"adapter": text}
     try:
         return {"adapter": reference, "weight": float(weight)}
@@ -243,6 +252,11 @@ def _recipe(
     from lorahub.recipe_file import load_recipe
 
     parameters = {k: v for k, v in parameters.items() if v is not None}
+    if output is not None and re.match(r"[\w+-]{2,}:/", str(output)):
+        raise UsageError(
+            f"-o {output}: results are made in a folder of this machine",
+            hint="then `lorahub export NAME URL`, or a recipe with output.export",
+        )
     where = {"name": name, "folder": output and output.absolute()}
     where = {k: v for k, v in where.items() if v is not None}
     files = [s for s in sources if re.search(r"\.ya?ml$", s)]

@@ -19,12 +19,21 @@ def pack(
         list[str], typer.Argument(metavar="REF...", help="Adapters; with --info, one pack file.")
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Pack file to write.")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            parser=sink.place,
+            help="Pack file to write.",
+        ),
     ] = None,
     ratio: Annotated[
         float | None, typer.Option("--ratio", help="Times smaller than in bfloat16.")
     ] = None,
-    size: Annotated[int | None, typer.Option("--bytes", help="Bytes the file may have.")] = None,
+    size: Annotated[
+        str | None, typer.Option("--bytes", help="Size the file may have: 40MB, 512KiB, 9000.")
+    ] = None,
     error: Annotated[
         float | None, typer.Option("--error", help="Largest relative error, 0..1.")
     ] = None,
@@ -36,6 +45,7 @@ def pack(
     as_json: sink.Json = False,
 ) -> None:
     """Pack adapters into one small file; without a target, nothing is lost."""
+    from lorahub.filters import parse_size
     from lorahub.workspace import Workspace
 
     with (
@@ -54,7 +64,7 @@ def pack(
                 references,
                 output,
                 ratio=ratio,
-                bytes_budget=size,
+                bytes_budget=parse_size("bytes", size),
                 error=error,
                 protect=protect,
                 force=force,
@@ -99,7 +109,8 @@ def unpack(
         str | None, typer.Argument(metavar="NAME", help="A member; all where it is left out.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder of the member, or of all.")
+        Path | None,
+        typer.Option("-o", "--output", help="Folder of the member, or of all."),
     ] = None,
     as_json: sink.Json = False,
 ) -> None:

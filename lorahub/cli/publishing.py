@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,15 +12,21 @@ from lorahub.cli.catalog import Ref
 
 def export(
     reference: Ref,
-    folder: Annotated[Path, typer.Argument(help="Folder to make.")],
+    place: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER|URL", parser=sink.given, help="Folder to make, or a storage URL."
+        ),
+    ],
     format_name: Annotated[str, typer.Option("--format", help="peft, or equal-ranks.")] = "peft",
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     as_json: sink.Json = False,
 ) -> None:
     """Write an adapter into a new folder: as it is, or with one rank for all modules."""
     from lorahub.workspace import Workspace
 
     with sink.errors("export", as_json=as_json), Workspace.open() as workspace:
-        target = workspace.export(reference, folder, format_name=format_name)
+        target = workspace.export(reference, place, format_name=format_name, replace=force)
         if as_json:
             sink.print_act("export", {"folder": str(target), "format": format_name})
         else:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def pull(
     references: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[REF...]", help="owner/name[@revision], or a folder."),
+        typer.Argument(metavar="[REF...]", help="owner/name[@revision], a folder, or its URL."),
     ] = None,
     base: discovering.Base = None,
     task: discovering.Task = None,

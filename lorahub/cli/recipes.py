@@ -21,14 +21,18 @@ def new_recipe(
         list[str] | None, typer.Argument(metavar="REF[:WEIGHT]...", help="Adapters.")
     ] = None,
     method: Annotated[str, typer.Option("--method", help="See `lorahub methods`.")] = "svd",
+    as_json: sink.Json = False,
 ) -> None:
     """Write a recipe file to begin with."""
     from lorahub.cli.merging import parse_source
     from lorahub.recipe_template import write_new
 
-    with sink.errors("recipes new"):
+    with sink.errors("recipes new", as_json=as_json):
         write_new(file, method, [parse_source(s) for s in sources or []])
-        sink.print_text(str(file))
+        if as_json:
+            sink.print_act("recipes new", {"file": file})
+        else:
+            sink.print_text(str(file))
 
 
 @recipes_app.command("check")
@@ -37,10 +41,10 @@ def check_recipes(
     as_json: sink.Json = False,
 ) -> None:
     """Check recipe files, their methods and parameters; sources are not looked up."""
-    from lorahub.batch import checked
+    from lorahub.sweep import load_sweep
 
     with sink.errors("recipes check", as_json=as_json):
-        counts = [(file, sum(1 for _ in checked(file))) for file in files]
+        counts = [(file, sum(1 for _ in load_sweep(file).recipes())) for file in files]
         if as_json:
             sink.print_json([{"file": file, "merges": count} for file, count in counts])
         else:
@@ -84,9 +88,14 @@ def import_file(
             metavar="FILE", help="A mergekit file of adapters, or PEFT's add_weighted_adapter."
         ),
     ],
+    as_json: sink.Json = False,
 ) -> None:
     """Print the recipe that means the same as another tool's file; refuse where none does."""
     from lorahub.importing import import_recipe
 
-    with sink.errors("recipes import"):
-        sink.print_text(import_recipe(file).to_yaml().rstrip())
+    with sink.errors("recipes import", as_json=as_json):
+        recipe = import_recipe(file)
+        if as_json:
+            sink.print_json(recipe.model_dump(mode="json", exclude_defaults=True))
+        else:
+            sink.print_text(recipe.to_yaml().rstrip())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,7 +16,6 @@ Dtype = Annotated[
     str | None, typer.Option("--dtype", help="F32, F16 or BF16; the adapter's own if none.")
 ]
 Base = Annotated[str | None, typer.Option("--base", help="Base model, if the adapter names none.")]
-Output = Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the result.")]
 Name = Annotated[str | None, typer.Option("--name", help="Catalog name of the result.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing result.")]
 
@@ -32,7 +30,7 @@ def resize(
     budget: Annotated[str | None, typer.Option("--budget", help=f"Size: {_SIZES}.")] = None,
     dtype: Dtype = None,
     base: Base = None,
-    output: Output = None,
+    output: sink.Output = None,
     name: Name = None,
     force: Force = False,
     as_json: sink.Json = False,
@@ -62,7 +60,7 @@ def prune(
     budget: Annotated[str, typer.Option("--budget", help=f"Size of what is left: {_SIZES}.")],
     dtype: Dtype = None,
     base: Base = None,
-    output: Output = None,
+    output: sink.Output = None,
     name: Name = None,
     force: Force = False,
     as_json: sink.Json = False,

@@ -17,9 +17,26 @@ from lorahub.events import Advanced, Event, Failed, Listener, PhaseStarted, Warn
 
 ENVELOPE_VERSION = 1
 
+
+def given(text: str) -> str:
+    """Where a result goes; an empty path would be the current folder."""
+    if not text.strip():
+        raise typer.BadParameter("it is empty")
+    return text
+
+
+def place(text: str) -> Path:
+    """As `given`, a path."""
+    return Path(given(text))
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Events = Annotated[
     Literal["jsonl"] | None, typer.Option("--events", help="Events as JSON lines on stdout.")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="FOLDER", parser=place, help="Folder of the result."),
 ]
 Remote = Annotated[
     str | None, typer.Option("--remote", help="Name of a Hub in config.toml: [remotes.NAME].")

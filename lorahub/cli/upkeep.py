@@ -15,12 +15,19 @@ db_app = typer.Typer(help="The catalog's database.", no_args_is_help=True)
 
 
 @config_app.command("path")
-def config_path() -> None:
+def config_path(as_json: sink.Json = False) -> None:
     """Print the path of the config file."""
     from lorahub.config import load_config
 
-    with sink.errors("config path"):
-        sink.print_text(str(load_config().file))
+    with sink.errors("config path", as_json=as_json):
+        _print_path(str(load_config().file), as_json=as_json)
+
+
+def _print_path(path: str, *, as_json: bool) -> None:
+    if as_json:
+        sink.print_json({"path": path})
+    else:
+        sink.print_text(path)
 
 
 @config_app.command("show")
@@ -53,10 +60,10 @@ def _database() -> str:
 
 
 @db_app.command("path")
-def db_path() -> None:
+def db_path(as_json: sink.Json = False) -> None:
     """Print where the catalog is."""
-    with sink.errors("db path"):
-        sink.print_text(_database())
+    with sink.errors("db path", as_json=as_json):
+        _print_path(_database(), as_json=as_json)
 
 
 @db_app.command("check")
@@ -79,13 +86,16 @@ def db_check(as_json: sink.Json = False) -> None:
 
 
 @db_app.command("upgrade")
-def db_upgrade() -> None:
+def db_upgrade(as_json: sink.Json = False) -> None:
     """Bring the catalog to this version's schema, after a backup."""
     from lorahub.workspace import Workspace
     from store.migrate import HEAD
 
-    with sink.errors("db upgrade"), Workspace.open():
-        sink.print_text(f"at revision {HEAD}")
+    with sink.errors("db upgrade", as_json=as_json), Workspace.open():
+        if as_json:
+            sink.print_act("db upgrade", {"revision": HEAD})
+        else:
+            sink.print_text(f"at revision {HEAD}")
 
 
 @db_app.command("stats")

@@ -10,7 +10,6 @@ and the next batch is read while this one computes.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,12 +21,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from lorahub.adapter import DTYPE_BYTES
 from lorahub.engine.plan import Plan, PlannedModule
 from lorahub.engine.sizes import CPU_BATCH_BYTES
-from lorahub.errors import InvalidAdapterError, InvalidRecipeError, ResourceError
+from lorahub.errors import InvalidAdapterError, ResourceError, UsageError
 from lorahub.events import Advanced, Listener, PhaseStarted
 from lorahub.formats.safetensors import TensorFile
 from lorahub.kernels.stack import Stack
+from lorahub.parallel import usable_cpus
 
 T = TypeVar("T")
 Work = Callable[[Sequence[PlannedModule], Stack], Sequence[T]]
@@ -51,6 +52,7 @@ class Batches:
         device: torch.device,
         workers: int | None = None,
         batch_bytes: int | None = None,
+        sharing: int = 1,
     ) -> None:
         """Open the sources of ``plan``.
 
@@ -59,13 +61,14 @@ class Batches:
             device: Where batches are computed.
             workers: Threads; None takes the CPUs this process may use, at most 8.
             batch_bytes: Most bytes of stacked factors per batch (a module alone may have more).
+            sharing: Number of plans whose results come of every batch.
 
         Raises:
             InvalidAdapterError: A source is damaged.
         """
         self.device = device
-        self.workers = workers or min(len(os.sched_getaffinity(0)), 8)
-        self._bytes = batch_bytes or _batch_bytes(device)
+        self.workers = workers or min(usable_cpus(), 8)
+        self._bytes = batch_bytes or _batch_bytes(device, sharing)
         self._files: list[TensorFile] = []
         self._buffers = _Buffers(device)
         self._grams: dict[str, tuple[Tensor, Tensor]] = {}
@@ -80,6 +83,14 @@ class Batches:
         except BaseException:
             self.close()
             raise
+
+    def result_bytes(self, plan: Plan) -> int:
+        """Most bytes of the results of one batch."""
+        width = DTYPE_BYTES[plan.dtype]
+        return max(
+            sum(m.rank * (m.d_in + m.d_out) * width for m in batch)
+            for batch in _batches(plan, self._bytes)
+        )
 
     def close(self) -> None:
         """Close the sources and give torch its settings back."""
@@ -192,7 +203,7 @@ def pick_device(name: str) -> torch.device:
     """The torch device of that name, ``auto`` being CUDA where there is one, else the CPU.
 
     Raises:
-        InvalidRecipeError: No such device here.
+        UsageError: No such device here.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -200,7 +211,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InvalidRecipeError(
+        raise UsageError(
             f"device '{name}' is not available here", hint="use --device auto or cpu"
         ) from error
     return device
@@ -217,27 +228,53 @@ def read_stack(
     total = first.total_rank
     B = allocate("B", (len(batch), first.d_out, total))
     A = allocate("A", (len(batch), total, first.d_in))
-    coefficients = []
     for i, module in enumerate(batch):
         start = 0
-        row: list[float] = []
         for member in module.members:
             m = member.module
             stop = start + m.rank
             file = files[member.adapter]
             file.read_into(m.key_b, B[i, :, start:stop])
             file.read_into(m.key_a, A[i, start:stop])
-            row += [member.weight * member.factor * m.scaling] * m.rank
             start = stop
-        coefficients.append(row)
     return Stack(
         B,
         A,
-        torch.tensor(coefficients, dtype=torch.float64),
+        _coefficients(batch),
         ranks=tuple(member.module.rank for member in first.members),
-        weights=tuple(member.weight for member in first.members),
-        seeds=tuple(module_seed(plan.seed, module.name) for module in batch),
+        weights=first.weights,
+        seeds=_seeds(plan, batch),
     )
+
+
+def reweighted(plan: Plan, batch: Sequence[PlannedModule], stack: Stack) -> Stack:
+    """The stack that another plan of the same `Plan.layout` has for the same modules.
+
+    Args:
+        plan: The other plan.
+        batch: Its modules.
+        stack: What was read of them.
+    """
+    coefficients = _coefficients(batch).to(stack.coefficients.device)
+    return stack.reweighted(coefficients, batch[0].weights, _seeds(plan, batch))
+
+
+def _coefficients(batch: Sequence[PlannedModule]) -> Tensor:
+    """(m, R) float64."""
+    rows = [
+        [
+            coefficient
+            for member in module.members
+            for coefficient in [member.weight * member.factor * member.module.scaling]
+            * member.module.rank
+        ]
+        for module in batch
+    ]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _seeds(plan: Plan, batch: Sequence[PlannedModule]) -> tuple[int, ...]:
+    return tuple(module_seed(plan.seed, module.name) for module in batch)
 
 
 def name_the_bad_factor(plan: Plan, batch: Sequence[PlannedModule], stack: Stack) -> None:
@@ -262,16 +299,16 @@ def module_seed(seed: int, module: str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def _batch_bytes(device: torch.device) -> int:
+def _batch_bytes(device: torch.device, sharing: int) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return min(GPU_BATCH_BYTES, free // 4)
-    return CPU_BATCH_BYTES if device.type == "cpu" else GPU_BATCH_BYTES
+    # On a GPU, where bits depend on the batch, it is what it would be for one plan.
+    return CPU_BATCH_BYTES // min(sharing, 8) if device.type == "cpu" else GPU_BATCH_BYTES
 
 
 def _batches(plan: Plan, limit: int) -> Iterator[list[PlannedModule]]:
-    # Weights vary with the members, and a stack has one weight per adapter for all its modules.
-    for _, group in groupby(plan.modules, key=lambda m: (m.shape, m.weights)):
+    for _, group in groupby(plan.modules, key=lambda m: m.kind_of_batch):
         batch: list[PlannedModule] = []
         for module in group:
             size = module.total_rank * (module.d_in + module.d_out) * 4

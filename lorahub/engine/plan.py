@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from typing import Any
 
 from lorahub.adapter import DTYPE_BYTES, Adapter, Module, ModuleKind
@@ -85,8 +86,16 @@ class PlannedModule:
 
     @property
     def shape(self) -> tuple[int, int, tuple[int, ...]]:
-        """What modules must share to be computed in one batch."""
+        """Shapes of the factors."""
         return self.d_out, self.d_in, tuple(m.module.rank for m in self.members)
+
+    @property
+    def kind_of_batch(self) -> tuple[Any, ...]:
+        """What modules must share to be computed in one batch.
+
+        Weights are among it: a stack has one per adapter for all its modules.
+        """
+        return self.shape, tuple(m.adapter for m in self.members), self.weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +172,15 @@ class Plan:
         if self.budget is not None:
             most = min(most, self.budget.parameters)
         return most * DTYPE_BYTES[self.dtype]
+
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """What plans must share to be carried out together: sources, and batches of modules."""
+        batches = groupby(self.modules, key=lambda m: m.kind_of_batch)
+        return (
+            tuple((a.origin.folder, a.info.content_hash) for a in self.adapters),
+            tuple(tuple(m.name for m in batch) for _, batch in batches),
+        )
 
     def with_factors(self, factors: Sequence[float]) -> Plan:
         """The plan with every adapter multiplied by its normalising factor."""
@@ -249,6 +267,8 @@ def make_plan(
     notes = check_coverage(adapters, members)
     modules = _plan_modules(members, method, filled)
     check_rank(filled.get("rank"), modules, notes)
+    if scale == 0 or not any(m.weight for group in members.values() for m in group):
+        warnings.append("all weights, or the scale, are zero: so is the result")
     licensed = combine([(a.name, a.info.license) for a in adapters])
     notes += [*licensed.conflicts, *licensed.notices]
     target = pack_target(pack if pack is not None else method.packed, dtype)
@@ -322,8 +342,12 @@ def _plan_modules(
         m = group[0].module
         bound = method.rank_bound([g.module.rank for g in group], min(m.d_in, m.d_out), parameters)
         planned.append(PlannedModule(name, m.kind, m.d_in, m.d_out, tuple(group), bound))
-    # Modules of one shape and of the same weights make one batch.
-    return tuple(sorted(planned, key=lambda p: (p.shape, p.weights, p.name)))
+    # Those of one batch side by side, in an order that other weights would not change.
+    planned.sort(key=lambda p: p.name)
+    first: dict[Any, str] = {}
+    for module in planned:
+        first.setdefault(module.kind_of_batch, module.name)
+    return tuple(sorted(planned, key=lambda p: (p.shape, first[p.kind_of_batch], p.name)))
 
 
 def _common_dtype(members: _Members) -> str:

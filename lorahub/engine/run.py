@@ -1,37 +1,55 @@
-"""Running a plan: survey, merge, allocate, write.
+"""Running plans: survey, merge, allocate, write.
 
-Three passes at most over the sources, each batch by batch: the adapters' norms, where the plan
+Three passes at most over the sources, each batch by batch: the adapters' norms, where a plan
 normalises them; the spectrum of every merged module, where ranks are distributed over modules
-under a budget; and the merge itself, which is written in plan order.
+under a budget; and the merge itself, which is written in plan order. Plans of the same sources
+are carried out together: the passes are the outer loop, the plans the inner one, and what follows
+from the factors alone is found once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from lorahub.adapter import ModuleKind
-from lorahub.engine.batches import Batches, name_the_bad_factor, pick_device
+from lorahub.engine.batches import (
+    Batches,
+    Work,
+    name_the_bad_factor,
+    pick_device,
+    reweighted,
+)
 from lorahub.engine.plan import Plan, PlannedModule
 from lorahub.engine.survey import normalized
-from lorahub.errors import InvalidRecipeError, StorageError
+from lorahub.errors import InvalidRecipeError, LorahubError, StorageError
 from lorahub.events import Listener, ignore
 from lorahub.formats.peft import tensor_keys
 from lorahub.formats.safetensors import Encoded, Writer, encode, encode_header
 from lorahub.kernels.allocation import ModuleRank, allocate, lrc_report
 from lorahub.kernels.lowrank import canonical
 from lorahub.kernels.stack import Factors, Mix, Stack
+from lorahub.lockstep import Lockstep
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 PRUNED = "has no rank left and is not in the result"
 """The warning that a module's report has when it is not written."""
 
 MIX_CACHE_BYTES = 32 << 20
 """Mixtures (or factors) kept between the pass that finds spectra and the one that writes."""
+
+RESULT_BYTES = 64 << 20
+"""Results of one batch, of all plans that are carried out together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,35 +112,165 @@ def run(
         InvalidAdapterError: A factor holds NaN or Inf, or a file changed under the run.
         StorageError: The disk is full or failing.
         ResourceError: A module does not fit the GPU.
-        InvalidRecipeError: The device is not there, a value does not fit the dtype, or the
-            budget is too small.
+        UsageError: The device is not there.
+        InvalidRecipeError: A value does not fit the dtype, or the budget is too small.
     """
-    target = pick_device(device)
-    with Batches(plan, device=target, workers=workers, batch_bytes=batch_bytes) as batches:
-        plan = normalized(plan, batches, listener)
-        cache: dict[str, Mix | Factors] = {}
-        ranks = _allocated(plan, batches, cache, listener) if plan.budget else None
+    (done,) = run_all(
+        [plan],
+        [weights_path],
+        device=device,
+        workers=workers,
+        batch_bytes=batch_bytes,
+        listener=listener,
+    )
+    if isinstance(done, LorahubError):
+        raise done
+    return done
 
-        def work(modules: Sequence[PlannedModule], stack: Stack) -> list[_Merged]:
-            return _merge(plan, modules, stack, ranks, cache)
 
-        merged: list[MergedModule] = []
-        try:
-            with Writer(weights_path, _header_room(plan)) as writer:
-                for module, result in batches.run(plan, "merge", work, listener):
+def run_all(
+    plans: Sequence[Plan],
+    weights_paths: Sequence[Path],
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    batch_bytes: int | None = None,
+    listener: Listener = ignore,
+) -> list[Run | LorahubError]:
+    """Execute plans of one `Plan.layout`, reading their factors once.
+
+    What follows from the factors alone is computed once, too. Each result has the bytes that
+    `run` gives it, and each failure is its own.
+
+    Args:
+        plans: What to merge.
+        weights_paths: File to create for each.
+        device: As for `run`.
+        workers: As for `run`.
+        batch_bytes: As for `run`.
+        listener: As for `run`; a module is done when it is in every result.
+
+    Returns:
+        What came of each plan.
+
+    Raises:
+        InvalidRecipeError: The device is not there.
+        InvalidAdapterError: A source is damaged.
+    """
+    done: list[Run | LorahubError] = []
+    with Batches(
+        plans[0],
+        device=pick_device(device),
+        workers=workers,
+        batch_bytes=batch_bytes,
+        sharing=len(plans),
+    ) as batches:
+        most = max(1, RESULT_BYTES // max(batches.result_bytes(plan) for plan in plans))
+        for first in range(0, len(plans), most):
+            part = slice(first, first + most)
+            done += _run_together(plans[part], weights_paths[part], batches, listener)
+    return done
+
+
+def _run_together(
+    plans: Sequence[Plan], paths: Sequence[Path], batches: Batches, listener: Listener
+) -> list[Run | LorahubError]:
+    try:
+        return _run(plans, paths, batches, listener)
+    except LorahubError as error:
+        if len(plans) == 1:
+            return [error]
+    # What fails for one of them, such as memory, need not for the others.
+    found: list[Run | LorahubError] = []
+    for plan, path in zip(plans, paths, strict=True):
+        path.unlink(missing_ok=True)
+        found += _run_together([plan], [path], batches, listener)
+    return found
+
+
+def _run(
+    plans: Sequence[Plan], paths: Sequence[Path], batches: Batches, listener: Listener
+) -> list[Run | LorahubError]:
+    tasks = [_Task(plan) for plan in normalized(plans, batches, listener)]
+    _allocate_all([task for task in tasks if task.plan.budget], batches, listener)
+    results = Lockstep(_written(t.plan, path) for t, path in zip(tasks, paths, strict=True))
+    with results:
+        results.start()
+        for i, task in enumerate(tasks):
+            if task.error is not None and i in results.waiting:
+                results.step(i, task.error)
+        live = list(results.waiting)
+        work = _for_each([tasks[i] for i in live], _merge)
+        for _, merged in batches.run(tasks[0].plan, "merge", work, listener):
+            if not results.waiting:  # all have failed
+                break
+            for i, result in zip(live, merged, strict=True):
+                if i in results.waiting:
+                    if isinstance(result, LorahubError):
+                        tasks[i].error = result
+                    results.step(i, result)
+    return results.outcomes
+
+
+@dataclass
+class _Task:
+    """A plan of those that are carried out together.
+
+    Attributes:
+        plan: The plan, normalising factors included.
+        ranks: By module name, its rank under the plan's budget; None without one.
+        cache: Mixtures (or factors) kept from the pass that found spectra.
+        error: What it failed with; nothing more is computed for it.
+    """
+
+    plan: Plan
+    ranks: Mapping[str, ModuleRank] | None = None
+    cache: dict[str, Mix | Factors] = field(default_factory=dict)
+    error: LorahubError | None = None
+
+
+def _for_each(
+    tasks: Sequence[_Task],
+    one: Callable[[_Task, Sequence[PlannedModule], Stack], Sequence[T]],
+) -> Work[tuple[T | LorahubError, ...]]:
+    """The work that does ``one`` for every task, and per module returns what it gave each."""
+    places = {m.name: i for i, m in enumerate(tasks[0].plan.modules)} if tasks else {}
+
+    def work(modules: Sequence[PlannedModule], stack: Stack) -> list[tuple[T | LorahubError, ...]]:
+        first = places[modules[0].name] if tasks else 0
+        found: list[Sequence[T | LorahubError]] = []
+        for task in tasks:
+            if task.error is None:
+                own = task.plan.modules[first : first + len(modules)]
+                try:
+                    found.append(one(task, own, reweighted(task.plan, own, stack)))
+                    continue
+                except LorahubError as error:
+                    task.error = error
+            found.append([task.error] * len(modules))
+        return list(zip(*found, strict=True)) if tasks else [()] * len(modules)
+
+    return work
+
+
+def _written(plan: Plan, path: Path) -> Generator[None, _Merged, Run]:
+    """Write what is sent for each of the plan's modules; the file is whole after the last."""
+    modules: list[MergedModule] = []
+    try:
+        with Writer(path, _header_room(plan)) as writer:
+            for module in plan.modules:
+                result = yield
+                if result.rank:
                     key_a, key_b = tensor_keys(module.name, module.kind)
-                    if result.rank:
-                        writer.write(key_a, result.A)
-                        writer.write(key_b, result.B)
-                    merged.append(
-                        MergedModule(module.name, module.kind, result.rank, result.report)
-                    )
-        except OSError as error:
-            raise StorageError(
-                f"{weights_path}: cannot be written ({error.strerror})",
-                hint=f"about {plan.output_bytes} bytes are needed; free some or write elsewhere",
-            ) from error
-    return Run(plan, tuple(merged))
+                    writer.write(key_a, result.A)
+                    writer.write(key_b, result.B)
+                modules.append(MergedModule(module.name, module.kind, result.rank, result.report))
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be written ({error.strerror})",
+            hint=f"about {plan.output_bytes} bytes are needed; free some or write elsewhere",
+        ) from error
+    return Run(plan, tuple(modules))
 
 
 def _header_room(plan: Plan) -> int:
@@ -138,28 +286,46 @@ def _header_room(plan: Plan) -> int:
     return len(encode_header(entries))
 
 
-def _allocated(
-    plan: Plan, batches: Batches, cache: dict[str, Mix | Factors], listener: Listener
-) -> dict[str, ModuleRank]:
-    """By module name, its rank under the plan's budget; what fits is kept in ``cache``."""
-    assert plan.budget is not None
-
-    def work(modules: Sequence[PlannedModule], stack: Stack) -> list[tuple[Tensor, Mix | Factors]]:
-        mix = canonical(stack, _mixed(plan, modules, stack))
-        spectrum = mix.priorities
-        assert spectrum is not None
-        spectrum = spectrum.cpu()
-        for i, kept in enumerate(mix.ranks or ()):
-            spectrum[i, kept:] = 0
-        return [(spectrum[i], mix.module(i)) for i in range(len(modules))]
-
-    spectra = []
+def _allocate_all(tasks: Sequence[_Task], batches: Batches, listener: Listener) -> None:
+    """Give every task its ranks under its budget; what fits of the mixtures is kept with it."""
+    if not tasks:
+        return
+    spectra: list[list[NDArray[np.float64]]] = [[] for _ in tasks]
     room = MIX_CACHE_BYTES if batches.device.type == "cpu" else 0
-    for module, (spectrum, mix) in batches.run(plan, "spectra", work, listener):
-        spectra.append(spectrum.numpy().copy())
-        room -= mix.nbytes
-        if room >= 0:
-            cache[module.name] = mix
+    work = _for_each(tasks, _spectra)
+    for module, found in batches.run(tasks[0].plan, "spectra", work, listener):
+        for task, own, one in zip(tasks, spectra, found, strict=True):
+            if isinstance(one, LorahubError):
+                task.error = one
+                continue
+            spectrum, mix = one
+            own.append(spectrum.numpy().copy())
+            room -= mix.nbytes
+            if room >= 0:
+                task.cache[module.name] = mix
+    for task, own in zip(tasks, spectra, strict=True):
+        if task.error is None:
+            try:
+                task.ranks = _allocated(task.plan, own)
+            except LorahubError as error:
+                task.error = error
+
+
+def _spectra(
+    task: _Task, modules: Sequence[PlannedModule], stack: Stack
+) -> list[tuple[Tensor, Mix | Factors]]:
+    mix = canonical(stack, _mixed(task.plan, modules, stack))
+    spectrum = mix.priorities
+    assert spectrum is not None
+    spectrum = spectrum.cpu()
+    for i, kept in enumerate(mix.ranks or ()):
+        spectrum[i, kept:] = 0
+    return [(spectrum[i], mix.module(i)) for i in range(len(modules))]
+
+
+def _allocated(plan: Plan, spectra: Sequence[NDArray[np.float64]]) -> dict[str, ModuleRank]:
+    """By module name, its rank under the plan's budget."""
+    assert plan.budget is not None
     widths = [m.d_in + m.d_out for m in plan.modules]
     areas = [m.d_in * m.d_out for m in plan.modules]
     ranks = allocate(spectra, widths, plan.budget.parameters, plan.budget.rule, areas=areas)
@@ -190,13 +356,8 @@ def _mixed(plan: Plan, modules: Sequence[PlannedModule], stack: Stack) -> Mix | 
         raise
 
 
-def _merge(
-    plan: Plan,
-    modules: Sequence[PlannedModule],
-    stack: Stack,
-    ranks: Mapping[str, ModuleRank] | None,
-    cache: Mapping[str, Mix | Factors],
-) -> list[_Merged]:
+def _merge(task: _Task, modules: Sequence[PlannedModule], stack: Stack) -> list[_Merged]:
+    plan, ranks, cache = task.plan, task.ranks, task.cache
     if cache and all(m.name in cache for m in modules):
         mixes = [(cache[m.name], stack.module(i)) for i, m in enumerate(modules)]
     else:

@@ -10,9 +10,9 @@ element by element is no such matrix: it is made again block by block of rows, i
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,17 @@ import torch
 from torch import Tensor
 
 from lorahub.adapter import Module
-from lorahub.engine.batches import read_stack
+from lorahub.engine.batches import read_stack, reweighted
+from lorahub.engine.nearness import Cross, nearness
 from lorahub.engine.plan import Plan, PlannedModule
 from lorahub.engine.run import PRUNED
-from lorahub.errors import IntegrityError
+from lorahub.errors import IntegrityError, LorahubError
 from lorahub.events import Advanced, Listener, PhaseStarted, ignore
 from lorahub.formats.safetensors import TensorFile
 from lorahub.kernels.delta import Merged, excess_residual
-from lorahub.kernels.lowrank import factored, whitened
-from lorahub.kernels.stack import Factors, gram
+from lorahub.kernels.lowrank import factored, whitened_sides
+from lorahub.kernels.stack import Factors, Stack, gram
+from lorahub.parallel import usable_cpus
 from lorahub.record import Verification
 
 TOLERANCE = {"F32": 1e-5, "F16": 2e-3, "BF16": 1.6e-2}
@@ -45,6 +47,23 @@ class _Deviation:
     residual: float
     total: float
     retained: tuple[tuple[int, float, float], ...]  # (adapter, kept, whole)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What `verify` looks at.
+
+    Attributes:
+        plan: The merge as it was planned; its sources are read again.
+        weights_path: The merged weights file.
+        written: Its modules, from inspection.
+        reports: What the method reported when it was made, by module name.
+    """
+
+    plan: Plan
+    weights_path: Path
+    written: Sequence[Module]
+    reports: Mapping[str, Mapping[str, Any]]
 
 
 def verify(
@@ -65,10 +84,10 @@ def verify(
     weighted source deltas.
 
     Args:
-        plan: The merge as it was planned; its sources are read again.
-        weights_path: The merged weights file.
-        written: Its modules, from inspection.
-        reports: What the method reported when it was made, by module name.
+        plan: As for `Result`.
+        weights_path: As for `Result`.
+        written: As for `Result`.
+        reports: As for `Result`.
         workers: Threads; None takes the CPUs this process may use, at most 8.
         listener: Receives the ``verify`` phase.
 
@@ -76,36 +95,71 @@ def verify(
         IntegrityError: The result does not have exactly the planned modules.
         InvalidAdapterError: A source cannot be read any more.
     """
-    by_name = {m.name: m for m in written}
-    wanted = {m.name for m in plan.modules if reports.get(m.name, {}).get("warning") != PRUNED}
-    if by_name.keys() != wanted:
-        odd = min(by_name.keys() ^ wanted)
-        raise IntegrityError(f"{weights_path}: does not have the planned modules (see '{odd}')")
-    files = [TensorFile(a.weights_path) for a in plan.adapters]
-    result = TensorFile(weights_path)
+    result = Result(plan, weights_path, written, reports)
+    (found,) = verify_all([result], workers=workers, listener=listener)
+    if isinstance(found, LorahubError):
+        raise found
+    return found
+
+
+def verify_all(
+    results: Sequence[Result], *, workers: int | None = None, listener: Listener = ignore
+) -> list[Verification | LorahubError]:
+    """As `verify`, of results whose plans have one `Plan.layout`: their sources are read once.
+
+    Args:
+        results: What to verify.
+        workers: As for `verify`.
+        listener: As for `verify`; a module is done when it is in every result.
+
+    Returns:
+        What was found of each result, or the error that `verify` would raise.
+
+    Raises:
+        InvalidAdapterError: A source cannot be read any more.
+    """
+    found: list[Verification | LorahubError | None] = [None] * len(results)
+    plan = results[0].plan
     before = torch.get_num_threads()
-    listener(PhaseStarted("verify", len(plan.modules), "modules"))
+    with ExitStack() as stack:
+        files = [_opened(stack, adapter.weights_path) for adapter in plan.adapters]
+        opened: dict[int, _Opened] = {}
+        for i, result in enumerate(results):
+            try:
+                opened[i] = _Opened(result, _opened(stack, result.weights_path))
+            except LorahubError as error:
+                found[i] = error
+        deviations: dict[int, list[_Deviation]] = {i: [] for i in opened}
+        listener(PhaseStarted("verify", len(plan.modules), "modules"))
 
-    def work(module: PlannedModule) -> _Deviation:
-        if torch.get_num_threads() != 1:
-            torch.set_num_threads(1)
-        with torch.inference_mode():
-            report = reports.get(module.name, {})
-            return _deviation(plan, files, module, result, by_name.get(module.name), report)
+        def work(place: int) -> dict[int, _Deviation | LorahubError]:
+            if torch.get_num_threads() != 1:
+                torch.set_num_threads(1)
+            with torch.inference_mode():
+                sources = _Sources(plan, files, plan.modules[place])
+                return {i: one.deviation(place, sources) for i, one in opened.items()}
 
-    workers = workers or min(len(os.sched_getaffinity(0)), 8)
-    deviations: list[_Deviation] = []
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="verify")
-    try:
-        for module, one in zip(plan.modules, pool.map(work, plan.modules), strict=True):
-            deviations.append(one)
-            listener(Advanced("verify", len(deviations), module.name))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(before)
-        for file in (*files, result):
-            file.close()
-    return _summary(plan, deviations)
+        workers = workers or min(usable_cpus(), 8)
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="verify")
+        try:
+            for done, ones in enumerate(pool.map(work, range(len(plan.modules))), 1):
+                for i, one in ones.items():
+                    if isinstance(one, LorahubError):
+                        found[i] = one
+                    else:
+                        deviations[i].append(one)
+                listener(Advanced("verify", done, plan.modules[done - 1].name))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(before)
+    return [
+        _summary(results[i].plan, deviations[i]) if one is None else one
+        for i, one in enumerate(found)
+    ]
+
+
+def _opened(stack: ExitStack, path: Path) -> TensorFile:
+    return stack.enter_context(closing(TensorFile(path)))
 
 
 def _summary(plan: Plan, deviations: Sequence[_Deviation]) -> Verification:
@@ -130,62 +184,104 @@ def _summary(plan: Plan, deviations: Sequence[_Deviation]) -> Verification:
     )
 
 
+class _Sources:
+    """The factors of one module's members, read in float64, and their Gram matrices.
+
+    Attributes:
+        stack: (1, d_out, R) and (1, R, d_in), with the weights of the plan they were read by.
+    """
+
+    def __init__(self, plan: Plan, files: Sequence[TensorFile], module: PlannedModule) -> None:
+        stack = read_stack(plan, files, [module], _float64)
+        B, A = stack.B[0], stack.A[0]
+        self.stack = stack.with_grams((B.mT @ B)[None], (A @ A.mT)[None])
+
+
+class _Opened:
+    """A result whose file is open."""
+
+    def __init__(self, result: Result, file: TensorFile) -> None:
+        """Look at the names of its modules.
+
+        Raises:
+            IntegrityError: They are not the planned ones.
+        """
+        self._plan, self._file, self._reports = result.plan, file, result.reports
+        self._written = {m.name: m for m in result.written}
+        wanted = {
+            m.name
+            for m in result.plan.modules
+            if result.reports.get(m.name, {}).get("warning") != PRUNED
+        }
+        if self._written.keys() != wanted:
+            odd = min(self._written.keys() ^ wanted)
+            raise IntegrityError(
+                f"{result.weights_path}: does not have the planned modules (see '{odd}')"
+            )
+
+    def deviation(self, place: int, sources: _Sources) -> _Deviation | LorahubError:
+        """How far the module at a place of the plan is from its definition."""
+        module = self._plan.modules[place]
+        written = self._written.get(module.name)
+        k = written.rank if written else 0
+        b, a = _float64("B", (module.d_out, k)), _float64("A", (k, module.d_in))
+        try:
+            if written:
+                self._file.read_into(written.key_b, b)
+                self._file.read_into(written.key_a, a)
+                b *= written.scaling
+            stack = reweighted(self._plan, [module], sources.stack)
+            return _deviation(self._plan, module, stack, b, a, self._reports.get(module.name, {}))
+        except LorahubError as error:
+            return error
+
+
+def _float64(name: str, shape: Sequence[int]) -> Tensor:
+    return torch.empty(*shape, dtype=torch.float64)
+
+
 def _deviation(
     plan: Plan,
-    files: Sequence[TensorFile],
     module: PlannedModule,
-    result: TensorFile,
-    written: Module | None,
+    stack: Stack,
+    b: Tensor,
+    a: Tensor,
     report: Mapping[str, Any],
 ) -> _Deviation:
-    R, k = module.total_rank, written.rank if written else 0
-    scaling = written.scaling if written else 1.0
-    # Sources and result side by side: the stack is a view of the first R columns.
-    B = torch.empty(1, module.d_out, R + k, dtype=torch.float64)
-    A = torch.empty(1, R + k, module.d_in, dtype=torch.float64)
-    places = {"B": B[:, :, :R], "A": A[:, :R]}
-    stack = read_stack(plan, files, [module], lambda name, _: places[name])
-    if written:
-        result.read_into(written.key_b, B[0, :, R:])
-        result.read_into(written.key_a, A[0, R:])
-    gram_b, gram_a = B[0].mT @ B[0], A[0] @ A[0].mT
-    known = stack.with_grams(gram_b[None, :R, :R], gram_a[None, :R, :R])
-    definition = plan.method.definition(known, [report], plan.parameters)
-    found = torch.eye(k, dtype=torch.float64) * scaling
-    own_b, own_a = B[0, :, R:] * scaling, A[0, R:]
+    """Squared norms for one module.
+
+    Args:
+        plan: The merge.
+        module: The module.
+        stack: Its sources, weighted, in float64.
+        b: (d_out, k) what was written, its scaling folded in.
+        a: (k, d_in).
+        report: What the method reported of it.
+    """
+    k = len(a)
+    # With few rows on the left, products of a result and its sources take half the time.
+    products = b.mT @ stack.B[0], (stack.A[0] @ a.mT).mT, b.mT @ b, a @ a.mT
+    cross = Cross(*(x[None] for x in products))
+    definition = plan.method.definition(stack, [report], plan.parameters)
     if isinstance(definition, Merged):
-        excess = excess_residual(definition, plan.scale, own_b, own_a)
+        excess = excess_residual(definition, plan.scale, b, a)
     elif isinstance(definition, Factors):
-        excess = _excess_of_factors(definition, plan.scale, own_b, own_a)
+        excess = _excess_of_factors(definition, plan.scale, b, a)
     else:
-        wanted = definition.matrix()[0] * plan.scale
-        distance = _norm(gram_b, torch.block_diag(-wanted, found), gram_a)
+        wanted = definition.matrix() * plan.scale
+        distance = float(cross.distance(wanted, stack)[0]) ** 0.5
         # What no matrix of the written rank could have avoided.
-        K_b, K_a = (whitened(gram)[1][0] for gram in (known.gram_b, known.gram_a))
-        sigma = torch.linalg.svdvals(K_b @ wanted @ K_a.mT)
+        (_, K_b), (_, K_a) = whitened_sides(stack)
+        sigma = torch.linalg.svdvals(K_b[0] @ wanted[0] @ K_a[0].mT)
         excess = max(0.0, distance - float(sigma[k:].square().sum()) ** 0.5)
-    exact = torch.diag(stack.coefficients[0] * plan.scale)
-    residual = _norm(gram_b, torch.block_diag(-exact, found), gram_a)
-    # Coordinates of the sources in orthonormal bases of the result's columns and rows.
-    columns = whitened(gram_b[None, R:, R:])[0][0].mT @ gram_b[R:, :R]
-    rows = whitened(gram_a[None, R:, R:])[0][0].mT @ gram_a[R:, :R]
-    terms = 0.0
-    retained = []
-    start = 0
-    for member in module.members:
-        part = slice(start, start + member.module.rank)
-        square = member.module.scaling**2
-        whole = square * float((gram_b[part, part] * gram_a[part, part]).sum())
-        kept = square * float((columns[:, part] @ rows[:, part].mT).square().sum())
-        retained.append((member.adapter, min(kept, whole), whole))
-        terms += whole * (member.weight * member.factor * plan.scale) ** 2
-        start = part.stop
+    near = nearness(plan, [module], stack, cross)
+    members = (member.adapter for member in module.members)
     return _Deviation(
         error=excess**2,
-        terms=terms,
-        residual=residual**2,
-        total=_norm(known.gram_b[0], exact, known.gram_a[0]) ** 2,
-        retained=tuple(retained),
+        terms=float(near.terms[0]),
+        residual=float(near.residual[0]),
+        total=float(near.total[0]),
+        retained=tuple(zip(members, near.kept[0].tolist(), near.whole[0].tolist(), strict=True)),
     )
 
 

@@ -18,6 +18,7 @@ from lorahub.formats.safetensors import Header, TensorEntry, read_header
 
 __all__ = [
     "convert_pickle",
+    "described",
     "find_pickle",
     "find_weights",
     "inspect",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _CHUNK = 1 << 20
+_ZEROS = bytes(_CHUNK)
 _LARGEST_SIDE = (1 << 31) - 1
 _LARGEST_FILE = (1 << 63) - 1
 
@@ -50,20 +52,28 @@ def inspect(folder: Path) -> AdapterInfo:
         info = peft.inspect(weights, header, config)
     else:
         info = foreign.inspect(weights, header, config)
-    metadata = card.read_card(folder)
     file_hash, factor_hashes, silent = _hash(weights, header)
     modules = tuple(
         replace(m, hash_a=factor_hashes[m.key_a], hash_b=factor_hashes[m.key_b])
         for m in info.modules
     )
-    return replace(
+    info = replace(
         info,
         modules=modules,
         warnings=info.warnings + _untrained(modules, silent),
-        base_model=_base_model(info.base_model, metadata.base_model),
         weights_bytes=weights.stat().st_size,
         weights_sha256=file_hash,
         config_sha256=config_sha256,
+    )
+    return described(info, folder)
+
+
+def described(info: AdapterInfo, folder: Path) -> AdapterInfo:
+    """What was inspected, with what the card in ``folder`` says now."""
+    metadata = card.read_card(folder)
+    return replace(
+        info,
+        base_model=_base_model(info.base_model, metadata.base_model),
         license=metadata.license,
         tags=metadata.tags,
         card=metadata.text,
@@ -154,7 +164,7 @@ def _hash(path: Path, header: Header) -> tuple[str, dict[str, str], set[str]]:
                 for chunk in _chunks(path, file, entry.stop - entry.start):
                     whole.update(chunk)
                     part.update(chunk)
-                    zero = zero and chunk.count(0) == len(chunk)
+                    zero = zero and chunk == _ZEROS[: len(chunk)]
                 hashes[name] = part.hexdigest()
                 if zero:
                     silent.add(name)

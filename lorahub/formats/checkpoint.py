@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorahub.adapter import DTYPE_BYTES
-from lorahub.errors import InvalidAdapterError
+from lorahub.errors import InvalidAdapterError, NotFoundError
 from lorahub.formats.safetensors import TensorEntry
 
 WEIGHTS_NAME = "model.safetensors"
@@ -31,10 +31,13 @@ def find_shards(folder: Path) -> tuple[Path, ...]:
     """The weights files of a model: one, or those its index names, sorted.
 
     Raises:
+        NotFoundError: There is no such folder.
         InvalidAdapterError: No model, one without safetensors, or a broken index.
     """
     if not folder.is_dir():
-        raise InvalidAdapterError(f"{folder}: is not a folder")
+        raise NotFoundError(
+            f"there is no folder {folder}", hint="name one that save_pretrained(folder) wrote"
+        )
     if (folder / WEIGHTS_NAME).is_file():
         return (folder / WEIGHTS_NAME,)
     index = folder / INDEX_NAME

@@ -16,7 +16,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from lorahub.kernels.lowrank import whitened
+from lorahub.kernels.lowrank import whitened_sides
 from lorahub.kernels.stack import Mix, Stack, factorised, products
 
 NEGLIGIBLE = 1e-6
@@ -85,8 +85,7 @@ Combine = Callable[[CoreSpace], Tensor | Decomposition]
 
 def core_space(stack: Stack) -> CoreSpace:
     """The weighted deltas of a stack in orthonormal bases of its columns and rows."""
-    W_b, K_b = whitened(stack.precise_grams[0])
-    W_a, K_a = whitened(stack.precise_grams[1])
+    (W_b, K_b), (W_a, K_a) = whitened_sides(stack)
     K_b = K_b * stack.coefficients[:, None, :]
     alive = [t for t, weight in enumerate(stack.weights) if weight != 0]
     columns, rows = stack.split(K_b, 2), stack.split(K_a, 2)

@@ -96,8 +96,7 @@ def best_approximation(
             fast = _by_cholesky(stack, k, few)
     if fast is None and m > 1 and (cpu or tall):
         # Which path a module takes, and how its numbers round, must not depend on the others.
-        known = stack.with_grams(stack.gram_b, stack.gram_a)
-        ones = (known.module(i) for i in range(m))
+        ones = (stack.module(i) for i in range(m))
         return _joined([best_approximation(one, rank=rank, energy=energy) for one in ones])
     left, right, sigma = fast or _by_whitening(stack, torch.diag_embed(stack.coefficients), k)
     ranks = None if energy is None else _ranks_for(sigma, energy, k)
@@ -211,17 +210,10 @@ def _ranks_for(sigma: Tensor, energy: float, k: int) -> tuple[int, ...]:
 
 def _by_cholesky(stack: Stack, k: int, few: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """(left, right, ``few`` singular values), or None where B's columns are nearly dependent."""
-    gram_b = stack.gram_b
-    norms = gram_b.diagonal(dim1=-2, dim2=-1).sqrt()
-    unit = torch.where(norms > 0, norms, 1.0)
-    correlation = gram_b / (unit[:, :, None] * unit[:, None, :])
-    # A zero column adds nothing, whatever stands on its diagonal.
-    correlation.diagonal(dim1=-2, dim2=-1).fill_(1.0)
-    L, failed = torch.linalg.cholesky_ex(correlation)
-    pivots = L.diagonal(dim1=-2, dim2=-1)
-    # Written so that NaN pivots, from NaN in the factors, also leave this path.
-    if bool(failed.any()) or not bool(pivots.amin() >= _SMALLEST_PIVOT):
+    found = stack.remembered("triangle", lambda: _triangle(stack.gram_b))
+    if found is None:
         return None
+    L, norms = found
     # LᵀC: the core's left part; C A Aᵀ C in the middle.
     outer = L.mT * (stack.coefficients * norms)[:, None, :]
     core = _sandwiched(outer, stack.gram_a)
@@ -233,8 +225,30 @@ def _by_cholesky(stack: Stack, k: int, few: int) -> tuple[Tensor, Tensor, Tensor
     # singular value is rounding, and a negative one would lose the direction.
     root = torch.maximum(sigma, _FLOOR * sigma[:, :1])[:, None, :k].sqrt()
     inverse = torch.where(root > 0, 1 / root, 0.0)
-    left = torch.linalg.solve_triangular(L.mT, V * root, upper=True) / unit[:, :, None]
+    left = torch.linalg.solve_triangular(L.mT, V * root, upper=True) / _or_one(norms)[:, :, None]
     return left, (V * inverse).mT @ outer, sigma
+
+
+def _triangle(gram_b: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Cholesky factor (m, R, R) of the correlations of B's columns, and their norms (m, R).
+
+    None where they are nearly dependent.
+    """
+    norms = gram_b.diagonal(dim1=-2, dim2=-1).sqrt()
+    unit = _or_one(norms)
+    correlation = gram_b / (unit[:, :, None] * unit[:, None, :])
+    # A zero column adds nothing, whatever stands on its diagonal.
+    correlation.diagonal(dim1=-2, dim2=-1).fill_(1.0)
+    L, failed = torch.linalg.cholesky_ex(correlation)
+    pivots = L.diagonal(dim1=-2, dim2=-1)
+    # Written so that NaN pivots, from NaN in the factors, also leave this path.
+    if bool(failed.any()) or not bool(pivots.amin() >= _SMALLEST_PIVOT):
+        return None
+    return L, norms
+
+
+def _or_one(norms: Tensor) -> Tensor:
+    return torch.where(norms > 0, norms, 1.0)
 
 
 def _sandwiched(U: Tensor, gram: Tensor) -> Tensor:
@@ -274,8 +288,15 @@ def _blas() -> ThreadpoolController:
 
 def _by_whitening(stack: Stack, M: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """(left, right, all singular values) of ``B @ M @ A``, with Gram matrices in float64."""
-    left, right, sigma = factored(*stack.precise_grams, M)
+    left, right, sigma = _factored(*whitened_sides(stack), M)
     return left[:, :, :k], right[:, :k], sigma
+
+
+def whitened_sides(stack: Stack) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """`whitened` of B's columns and of A's rows, with Gram matrices in float64."""
+    return stack.remembered(
+        "whitened", lambda: (whitened(stack.precise_grams[0]), whitened(stack.precise_grams[1]))
+    )
 
 
 def factored(gram_b: Tensor, gram_a: Tensor, M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -290,8 +311,13 @@ def factored(gram_b: Tensor, gram_a: Tensor, M: Tensor) -> tuple[Tensor, Tensor,
         left (m, R, R), right (m, R, R) and sigma (m, R), descending: ``B @ left`` has the left
         singular vectors times sqrt(sigma) as columns, ``right @ A`` the right ones as rows.
     """
-    W_b, K_b = whitened(gram_b)
-    W_a, K_a = whitened(gram_a)
+    return _factored(whitened(gram_b), whitened(gram_a), M)
+
+
+def _factored(
+    columns: tuple[Tensor, Tensor], rows: tuple[Tensor, Tensor], M: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    (W_b, K_b), (W_a, K_a) = columns, rows
     M = M.expand_as(K_b)
     U, sigma, Vh = factorised(torch.linalg.svd, products(products(K_b, M), K_a.mT))
     root = sigma.sqrt()

@@ -12,11 +12,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+T = TypeVar("T")
 
 _ALIGNMENT = 64
 """Bytes that torch aligns memory of its own to."""
@@ -38,6 +40,7 @@ class Stack:
         ranks: Rank of each adapter, in stacking order; they add up to R.
         weights: Weight of each adapter.
         seeds: One seed per module, made from the recipe's seed and the module's name.
+        memo: What was found of B and A alone, by name; see `reweighted`.
     """
 
     B: Tensor
@@ -46,21 +49,35 @@ class Stack:
     ranks: tuple[int, ...]
     weights: tuple[float, ...]
     seeds: tuple[int, ...] = ()
+    memo: dict[str, Any] = field(init=False, default_factory=dict, repr=False, compare=False)
 
-    @cached_property
+    def remembered(self, name: str, make: Callable[[], T]) -> T:
+        """What ``make`` finds of B and A alone, made once for all stacks that share them."""
+        if name not in self.memo:
+            self.memo[name] = make()
+        found: T = self.memo[name]
+        return found
+
+    @property
     def gram_b(self) -> Tensor:
         """BᵀB, (m, R, R) float64, from products in the dtype of the factors."""
-        return gram(self.B.mT)
+        return self.remembered("gram_b", lambda: gram(self.B.mT))
 
-    @cached_property
+    @property
     def gram_a(self) -> Tensor:
         """AAᵀ, (m, R, R) float64, from products in the dtype of the factors."""
-        return gram(self.A)
+        return self.remembered("gram_a", lambda: gram(self.A))
 
-    @cached_property
+    @property
     def precise_grams(self) -> tuple[Tensor, Tensor]:
         """(BᵀB, AAᵀ) with products in float64, for stacks that are nearly dependent."""
-        return gram(_core_home(self.B).mT, precise=True), gram(_core_home(self.A), precise=True)
+        return self.remembered(
+            "precise",
+            lambda: (
+                gram(_core_home(self.B).mT, precise=True),
+                gram(_core_home(self.A), precise=True),
+            ),
+        )
 
     @cached_property
     def unit_weights(self) -> Tensor:
@@ -79,7 +96,7 @@ class Stack:
         """
         import torch
 
-        known, start, found = "gram_b" in vars(self) and "gram_a" in vars(self), 0, []
+        known, start, found = self._has_grams, 0, []
         for rank in self.ranks:
             part = slice(start, start + rank)
             if known:
@@ -98,17 +115,38 @@ class Stack:
         home = "cpu" if device.type == "mps" else device
         return replace(self, B=B, A=A, coefficients=self.coefficients.to(home))
 
+    def reweighted(
+        self, coefficients: Tensor, weights: tuple[float, ...], seeds: tuple[int, ...]
+    ) -> Stack:
+        """The same factors with other coefficients, weights and seeds.
+
+        What is found of the factors alone is shared, so that merges that differ in these do
+        such work once.
+        """
+        other = replace(self, coefficients=coefficients, weights=weights, seeds=seeds)
+        return other._sharing(self.memo)  # noqa: SLF001
+
+    def _sharing(self, memo: dict[str, Any]) -> Stack:
+        vars(self)["memo"] = memo
+        return self
+
     def with_grams(self, gram_b: Tensor, gram_a: Tensor) -> Stack:
         """The same stack with Gram matrices that were made elsewhere."""
         known = replace(self)
-        vars(known).update(gram_b=gram_b, gram_a=gram_a)
+        known.memo.update(gram_b=gram_b, gram_a=gram_a)
         if self.B.dtype == gram_b.dtype:
-            vars(known).update(precise_grams=(gram_b, gram_a))
+            known.memo["precise"] = gram_b, gram_a
         return known
 
     def module(self, i: int) -> Stack:
-        """The stack of module i alone."""
+        """The stack of module i alone; what is remembered of the module is kept for the next."""
         one = slice(i, i + 1)
+        memo = self.remembered(f"module {i}", dict[str, Any])
+        if self._has_grams and "gram_b" not in memo:
+            # In memory of their own: where they lie would decide how products of them round.
+            memo |= {side: self.memo[side][one].clone() for side in ("gram_b", "gram_a")}
+            if self.B.dtype == memo["gram_b"].dtype:
+                memo["precise"] = memo["gram_b"], memo["gram_a"]
         alone = replace(
             self,
             B=self.B[one],
@@ -116,10 +154,11 @@ class Stack:
             coefficients=self.coefficients[one],
             seeds=self.seeds[one],
         )
-        if "gram_b" in vars(self) and "gram_a" in vars(self):
-            # In memory of their own: where they lie would decide how products of them round.
-            return alone.with_grams(self.gram_b[one].clone(), self.gram_a[one].clone())
-        return alone
+        return alone._sharing(memo)  # noqa: SLF001
+
+    @property
+    def _has_grams(self) -> bool:
+        return self.memo.keys() >= {"gram_b", "gram_a"}
 
     def split(self, factor: Tensor, dim: int) -> tuple[Tensor, ...]:
         """Cut a stacked tensor along its rank dimension into one view per adapter."""

@@ -18,7 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorahub.errors import ConflictError, IntegrityError, InvalidAdapterError, StorageError
+from lorahub.errors import (
+    ConflictError,
+    IntegrityError,
+    InvalidAdapterError,
+    NotFoundError,
+    StorageError,
+)
 from lorahub.formats.safetensors import read_header
 
 FORMAT = "lorahub.mos"
@@ -33,6 +39,7 @@ VALUES_PER_BYTE = 1 << 12
 _INDEX = "index"
 _BLANK = "0" * 64
 _CHUNK = 1 << 20
+_PACK_HINT = "a pack is what `lorahub pack` wrote"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +124,19 @@ class PackFile:
         """Check the file and read its index.
 
         Raises:
+            NotFoundError: There is no such file.
             InvalidAdapterError: It is no pack, is truncated, or of a newer version.
             IntegrityError: Its bytes are not those that were written.
         """
+        if not path.is_file():
+            raise NotFoundError(f"there is no pack {path}", hint=_PACK_HINT)
         self.path = path
         header = read_header(path)
         metadata = header.metadata
         if metadata.get("format") != FORMAT:
             raise InvalidAdapterError(
                 f"{path}: is a safetensors file but no pack (metadata field 'format')",
-                hint="a pack is what `lorahub pack` wrote",
+                hint=_PACK_HINT,
             )
         version = metadata.get("version", "")
         if version != str(VERSION):

@@ -127,11 +127,16 @@ def _check(
     if sum(target is not None for target in (ratio, bytes_budget, error)) > 1:
         raise UsageError("ratio, bytes and error exclude each other", hint="give one of them")
     if ratio is not None and not 0 < ratio < math.inf:
-        raise UsageError(f"ratio {ratio} is not a positive number")
+        raise UsageError(
+            f"ratio {ratio} is not a positive number",
+            hint="give how many times smaller than in bfloat16: 8",
+        )
     if bytes_budget is not None and bytes_budget < 1:
-        raise UsageError(f"{bytes_budget} is no number of bytes")
+        raise UsageError(f"{bytes_budget} is no number of bytes", hint="give 1 or more: 40MB")
     if error is not None and not 0 < error < 1:
-        raise UsageError(f"error {error} is not between 0 and 1")
+        raise UsageError(
+            f"error {error} is not between 0 and 1", hint="give a relative error: 0.05"
+        )
     for adapter in adapters:
         if adapter.info.refusals or not adapter.info.modules:
             reasons = "; ".join(r.message for r in adapter.info.refusals) or "it has no factors"

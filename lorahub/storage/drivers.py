@@ -6,10 +6,8 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from lorahub.adapter import is_url
 from lorahub.errors import (
     AuthError,
     LorahubError,
@@ -18,36 +16,7 @@ from lorahub.errors import (
     StorageError,
     UsageError,
 )
-
-_CREDENTIALS = (
-    "the store's own settings say who you are: for s3 AWS_ACCESS_KEY_ID and "
-    "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, and AWS_ENDPOINT_URL for another server than Amazon's"
-)
-
-
-def canonical(url: str) -> str:
-    """A storage URL as it is recorded: an absolute path for ``file://``, no slash at the end.
-
-    Raises:
-        UsageError: It is none, or carries a password, which would end in records and logs.
-    """
-    scheme, mark, rest = url.partition("://")
-    if not mark or not is_url(url) or "::" in url or "?" in rest:
-        raise UsageError(f"'{_shown(url)}' is no storage URL", hint="write e.g. s3://BUCKET/FOLDER")
-    if re.match(r"[^/]*:[^/]*@", rest):
-        raise UsageError(
-            f"'{_shown(url)}' carries a password, which would end in records and logs",
-            hint=f"leave it out; {_CREDENTIALS}",
-        )
-    scheme = scheme.lower()
-    if scheme in {"file", "local"}:
-        return f"file://{Path(rest).expanduser().absolute()}"
-    return f"{scheme}://{rest.rstrip('/')}"
-
-
-def join(url: str, name: str) -> str:
-    """The URL of ``name`` in the folder at ``url``."""
-    return f"{url.rstrip('/')}/{name}"
+from lorahub.urls import CREDENTIALS
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -93,7 +62,7 @@ def _ours(url: str, error: Exception) -> LorahubError | None:
     why = " ".join(str(error).split()) or kind.__name__
     named = f"{kind.__module__}.{kind.__name__}"
     if isinstance(error, PermissionError) or re.search(r"Credential|Token|Unauthori|Auth", named):
-        return AuthError(f"{url}: the store refuses ({why})", hint=_CREDENTIALS)
+        return AuthError(f"{url}: the store refuses ({why})", hint=CREDENTIALS)
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return NotFoundError(f"{url}: is not there ({why})", hint="check the bucket and the path")
     if isinstance(error, ConnectionError | TimeoutError) or re.search(
@@ -115,8 +84,3 @@ def unwritable(where: str, error: OSError) -> StorageError:
         f"{where}: cannot be read or written ({error.strerror or error})",
         hint="free some space, or choose another place",
     )
-
-
-def _shown(url: str) -> str:
-    """A URL without what may be a password in it."""
-    return re.sub(r"(?<=://)[^/]*@|\?.*", "", url, flags=re.DOTALL)

@@ -17,7 +17,8 @@ from typing import Any
 from lorahub.adapter import content_hash_of
 from lorahub.errors import IntegrityError, NotFoundError
 from lorahub.integrity import file_sha256
-from lorahub.storage.drivers import canonical, errors, filesystem, join, unwritable
+from lorahub.storage.drivers import errors, filesystem, unwritable
+from lorahub.urls import canonical, join
 
 MANIFEST = "lorahub-manifest.json"
 UPLOAD = "lorahub-upload.json"
@@ -65,6 +66,11 @@ class Manifest:
         for path in sorted(files):
             found[path.name] = StoredFile(path.stat().st_size, file_sha256(path))
         return cls(found)
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Manifest:
+        """The manifest of a local folder's files; its subfolders are left out."""
+        return cls.of([path for path in folder.iterdir() if path.is_file()])
 
 
 class Folder:
@@ -180,9 +186,13 @@ class Folder:
 
     def write(self, name: str, text: str) -> None:
         """Write a small text file."""
+        # Of all drivers' ways to write, only that of a file makes the folders it needs.
         with TemporaryDirectory(prefix="lorahub-") as folder:
             path = Path(folder) / name
-            path.write_text(text, encoding="utf-8")
+            try:
+                path.write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise unwritable(str(path), error) from error
             self.put(path)
 
     def put(self, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,19 @@ from lorahub.config import Config
 from lorahub.errors import ConflictError, LorahubError, PartialError, UsageError
 from lorahub.events import Advanced, Listener, PhaseStarted, Warned, ignore
 from lorahub.merging import Merged, Merger
+from lorahub.storage import stored
 from lorahub.workspace.recipes import Recipes
 from store import Catalog, is_local
 
 if TYPE_CHECKING:
     from lorahub.batch import Forecast, Item, Outcome
+    from lorahub.engine.plan import Plan
     from lorahub.executors import Executor, Group, Start, Worker
     from lorahub.recipe import Recipe
+
+MOST_TOGETHER = 64
+TOGETHER_BYTES = 4 << 30
+"""Merges, and bytes of their results, that are under way together; an interruption loses them."""
 
 GROUP_MERGES = 16
 """Most merges that are handed to another process at once, and begun at once under fail_fast."""
@@ -36,30 +42,36 @@ class Batches(Recipes):
         Raises:
             LorahubError: As `batch`, and as `plan` of any of the recipes.
         """
-        from lorahub.batch import Forecast, seconds_for
+        from lorahub.batch import Forecast, groups
+        from lorahub.cost import Cost, Speed, cost_of
 
         merger = Merger(self.config, self.catalog)
         items = self._ordered(recipes, merger)
         sources = self._finder(items, listener)
         unchanged = unknown = read = written = 0
         seconds = 0.0
-        for item in items:
-            if item.needs:
-                unknown += 1
-                continue
-            plan = self._plan(item.recipe, sources, listener)
-            if merger.is_there(item.recipe, plan):
-                unchanged += 1
-                continue
-            read += plan.input_bytes
-            written += plan.output_bytes
-            seconds += seconds_for(plan)
+        for group in groups(items):
+            costs: list[Cost] = []
+            for item in group:
+                if item.needs:
+                    unknown += 1
+                    continue
+                plan = self._plan(item.recipe, sources, listener)
+                if merger.is_there(item.recipe, plan):
+                    unchanged += 1
+                    continue
+                costs.append(cost_of(plan))
+            if costs:
+                seconds += Speed().seconds(costs)
+                read += sum(cost.input_bytes for cost in costs)
+                written += sum(cost.output_bytes for cost in costs)
         return Forecast(len(items), unchanged, unknown, read, written, seconds)
 
     def batch(
         self,
         recipes: Iterable[Recipe],
         *,
+        to: str | None = None,
         jobs: int = 1,
         executor: Executor | None = None,
         resume: bool = False,
@@ -75,6 +87,8 @@ class Batches(Recipes):
 
         Args:
             recipes: What to merge; they are all read and checked before anything starts.
+            to: Storage URL that every result is exported to as well, under its name, as soon as
+                it is made. What is there already is downloaded instead of merged again.
             jobs: How many processes merge at a time, each on one core; 1 is this process.
             executor: Where to merge instead.
             resume: Also make again the results of earlier merges whose recipe or sources have
@@ -88,11 +102,16 @@ class Batches(Recipes):
             ConflictError: Two recipes have one output.
             InvalidRecipeError: A recipe is wrong, or some need each other in a circle.
             UsageError: A recipe without an output, or fewer than one job.
+            LorahubError: The store does not answer, as `lorahub.storage.stored`.
         """
+        from lorahub.batch import sent_to
         from lorahub.executors import choose
 
         executor = executor or choose(None, jobs=jobs)
         items = self._ordered(recipes, Merger(self.config, self.catalog))
+        if to is not None:
+            stored(to)
+            items = [sent_to(item, to) for item in items]
         return self._outcomes(items, executor, resume, fail_fast, device, listener)
 
     def _outcomes(
@@ -148,7 +167,7 @@ class Batches(Recipes):
             )
         find = self._finder(items, _only_warnings(listener))
         if not executor.elsewhere:
-            return partial(_One, self, find, resume, device, None)
+            return partial(Maker, self, find, resume, device, None)
         # Sources are pulled here once; the workers find them in the catalog.
         names = {item.name for item in items}
         for source in sorted({s for item in items for s in item.sources} - names):
@@ -159,7 +178,8 @@ class Batches(Recipes):
         return partial(start_worker, self.config, names, resume, device)
 
     def _ordered(self, recipes: Iterable[Recipe], merger: Merger) -> list[Item]:
-        from lorahub.batch import check_method, ordered
+        from lorahub.batch import ordered
+        from lorahub.recipe import check_method
 
         def named() -> Iterator[tuple[Recipe, str, Path]]:
             for recipe in recipes:
@@ -185,42 +205,9 @@ class Batches(Recipes):
 
         return find
 
-    def _merge_one(
-        self,
-        item: Item,
-        merger: Merger,
-        find: Callable[[str], Adapter],
-        *,
-        resume: bool,
-        device: str,
-        workers: int | None,
-        listener: Listener,
-    ) -> Merged:
-        plan = self._plan(item.recipe, find, listener)
 
-        def merge(*, force: bool) -> Merged:
-            return merger.merge(
-                item.recipe, plan, device=device, workers=workers, force=force, listener=listener
-            )
-
-        for last in (False, False, True):
-            try:
-                merged = merge(force=False)
-                break
-            except ConflictError:
-                # Another process may be making the same; or an earlier result is in the way.
-                there = merger.is_there(item.recipe, plan)
-                if resume and not there and merger.is_result(item.recipe):
-                    merged = merge(force=True)
-                    break
-                if last or not there:
-                    raise
-        self._hand_on(item.recipe, merged.adapter.name)
-        return merged
-
-
-class _One:
-    """Makes one result after the other with what it remembers of the sources."""
+class Maker:
+    """Makes groups of results with what it remembers of the sources."""
 
     def __init__(
         self,
@@ -238,44 +225,128 @@ class _One:
         self._resume, self._device, self._workers = resume, device, workers
 
     def __call__(self, group: Group) -> Iterator[Outcome]:
-        return map(self._made, group)
+        """Outcomes of a group: merges under way together share what they can."""
+        part: list[tuple[Item, Plan]] = []
+        size, layout = 0, None
+        for item in group:
+            start = time.perf_counter()
+            try:
+                plan = self._planned(item)
+            except LorahubError as error:
+                yield _outcome(item, error, time.perf_counter() - start)
+                continue
+            size += plan.output_bytes
+            full = len(part) == MOST_TOGETHER or size > TOGETHER_BYTES
+            if part and (full or plan.layout != layout):
+                yield from self._made(part)
+                part, size = [], plan.output_bytes
+            if not part:
+                layout = plan.layout
+            part.append((item, plan))
+        if part:
+            yield from self._made(part)
 
-    def _made(self, item: Item) -> Outcome:
-        from lorahub.batch import Outcome
+    def one(self, item: Item) -> Merged:
+        """The result of one merge.
 
+        Raises:
+            LorahubError: There is none.
+        """
+        plan = self._planned(item)
+        (merged,) = self._merged([(item, plan)])
+        found = self._settled(item, plan, merged)
+        if isinstance(found, LorahubError):
+            raise found
+        return found
+
+    def _planned(self, item: Item) -> Plan:
+        """The plan of a merge, whose result is brought back first from where it is already."""
+        workspace, recipe = self._workspace, item.recipe
+        plan = workspace._plan(recipe, self._find, self._listener)  # noqa: SLF001
+        workspace._bring_back(recipe, plan, self._merger, self._listener)  # noqa: SLF001
+        return plan
+
+    def _made(self, part: list[tuple[Item, Plan]]) -> Iterator[Outcome]:
         start = time.perf_counter()
-        try:
-            merged = self._workspace._merge_one(  # noqa: SLF001 - its own helper
-                item,
-                self._merger,
-                self._find,
-                resume=self._resume,
-                device=self._device,
-                workers=self._workers,
-                listener=self._listener,
-            )
-        except LorahubError as error:
-            seconds = time.perf_counter() - start
-            return Outcome(item.name, "failed", item.target, seconds, error=error)
-        check = merged.record.verification
-        return Outcome(
-            item.name,
-            merged.state,
-            item.target,
-            time.perf_counter() - start,
-            merged.record.rank,
-            check.truncation,
-            min(check.retained),
+        made = self._merged(part)
+        seconds = (time.perf_counter() - start) / len(part)
+        for (item, plan), merged in zip(part, made, strict=True):
+            begun = time.perf_counter()
+            found = self._settled(item, plan, merged)
+            yield _outcome(item, found, seconds + time.perf_counter() - begun)
+
+    def _merged(
+        self, part: Sequence[tuple[Item, Plan]], *, force: bool = False
+    ) -> list[Merged | LorahubError]:
+        return self._merger.merge_all(
+            [(item.recipe, plan) for item, plan in part],
+            device=self._device,
+            workers=self._workers,
+            force=force,
+            listener=self._listener,
         )
+
+    def _settled(
+        self, item: Item, plan: Plan, merged: Merged | LorahubError
+    ) -> Merged | LorahubError:
+        """The result handed on, or made after all where something only was in the way."""
+        try:
+            if isinstance(merged, ConflictError):
+                merged = self._again(item, plan, merged)
+            if isinstance(merged, Merged):
+                self._workspace._hand_on(  # noqa: SLF001
+                    item.recipe, merged.adapter.name, resume=self._resume
+                )
+        except LorahubError as error:
+            return error
+        return merged
+
+    def _again(self, item: Item, plan: Plan, conflict: ConflictError) -> Merged:
+        """Merge where another process may be making the same, or an earlier result is in the way.
+
+        Raises:
+            LorahubError: It is something else, or cannot be made.
+        """
+        merged: Merged | LorahubError = conflict
+        for _ in range(2):
+            there = self._merger.is_there(item.recipe, plan)
+            force = self._resume and not there and self._merger.is_result(item.recipe)
+            if there or force:
+                (merged,) = self._merged([(item, plan)], force=force)
+            if force or not isinstance(merged, ConflictError):
+                break
+        if isinstance(merged, LorahubError):
+            raise merged
+        return merged
+
+
+def _outcome(item: Item, merged: Merged | LorahubError, seconds: float) -> Outcome:
+    from lorahub.batch import Outcome
+
+    if isinstance(merged, LorahubError):
+        return Outcome(item.name, "failed", item.target, seconds, error=merged)
+    check = merged.record.verification
+    return Outcome(
+        item.name,
+        merged.state,
+        item.target,
+        seconds,
+        merged.record.rank,
+        check.truncation,
+        min(check.retained),
+    )
 
 
 def start_worker(
     config: Config, made: set[str], resume: bool, device: str, listener: Listener
 ) -> Worker:
-    """A worker in a process of its own, which makes one merge after the other on one thread."""
+    """A worker in a process of its own, which merges on one thread."""
+    import torch
+
+    torch.set_num_threads(1)
     workspace = Batches(config, Catalog.open(config.database))
     find = workspace._remembering(made, ignore)  # noqa: SLF001
-    return _One(workspace, find, resume, device, 1, listener)
+    return Maker(workspace, find, resume, device, 1, listener)
 
 
 def _only_warnings(listener: Listener) -> Listener:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorahub.adapter import BaseIdentity, canonical_base
-from lorahub.errors import StorageError, UsageError
+from lorahub.errors import StorageError, UsageError, unreadable
 from lorahub.workspace.base import Base
 from store import AdapterFilter, BaseSummary, Imported, Stats
 
@@ -105,6 +105,7 @@ class Cataloguing(Base):
         """Take in a catalog that `export_catalog` wrote, whole or not at all.
 
         Raises:
+            NotFoundError: There is no such file.
             StorageError: The file cannot be read.
             InvalidCatalogError: A line that is no part of a catalog, by its number.
             ConflictError: A name that means another adapter here.
@@ -113,4 +114,5 @@ class Cataloguing(Base):
             with file.open("rb") as lines:
                 return self.catalog.import_lines(lines, str(file))
         except OSError as error:
-            raise StorageError(f"{file}: cannot be read ({error.strerror})") from error
+            hint = "name a file that `lorahub export-catalog` wrote"
+            raise unreadable(file, error, StorageError, hint=hint) from error

@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorahub.adapter import Adapter
 from lorahub.errors import LorahubError, NotFoundError, UsageError
-from lorahub.events import Advanced, Listener, PhaseStarted, Warned, ignore
+from lorahub.events import Advanced, Listener, PhaseStarted, ignore
 from lorahub.integrity import check_unchanged
 from lorahub.lookup import with_content
+from lorahub.output import write_text
 from lorahub.record import Record
 from lorahub.workspace.pulling import Pulling
 from store import Evaluation
 
 if TYPE_CHECKING:
-    from lorahub.suites import Suite
+    from lorahub.suites import RunningSuite, Suite
 
 
 class Evaluating(Pulling):
     """What suites find of adapters."""
 
     def evaluate(
-        self, references: Sequence[str], suite: str, *, listener: Listener = ignore
+        self,
+        references: Sequence[str],
+        suite: str,
+        *,
+        plot: Path | None = None,
+        listener: Listener = ignore,
     ) -> Iterator[tuple[str, dict[str, float] | LorahubError]]:
         """Score adapters one by one, and store with each what was found.
 
         Args:
             references: Adapters; what is not in the catalog yet is pulled.
             suite: ``factors``, or the path of a suite's file (see `lorahub.suites`).
+            plot: SVG file that compares the adapters, written after the last of them.
             listener: Receives the phase ``eval``.
 
         Yields:
@@ -37,32 +45,45 @@ class Evaluating(Pulling):
 
         Raises:
             InvalidRecipeError: No such suite.
+            UsageError: ``plot`` is no SVG file.
+            StorageError: It cannot be written.
         """
         from lorahub.suites import FACTORS, load_suite
 
+        if plot is not None and plot.suffix != ".svg":
+            raise UsageError(f"{plot}: a plot is an SVG file", hint="give a name that ends in .svg")
         chosen = None if suite == FACTORS else load_suite(Path(suite))
-        return self._evaluated(references, chosen, listener)
+        return self._evaluated(references, chosen, plot, listener)
 
     def _evaluated(
-        self, references: Sequence[str], suite: Suite | None, listener: Listener
+        self,
+        references: Sequence[str],
+        suite: Suite | None,
+        plot: Path | None,
+        listener: Listener,
     ) -> Iterator[tuple[str, dict[str, float] | LorahubError]]:
-        listener(PhaseStarted("eval", len(references), "adapters"))
-        for done, reference in enumerate(references, 1):
-            try:
-                adapter = self._source(reference, ignore)
-                figures = self._score(adapter, suite)
-                yield adapter.name, figures
-            except LorahubError as error:
-                listener(Warned(f"{reference}: {error}"))
-                yield reference, error
-            listener(Advanced("eval", done, reference))
+        from lorahub.suites import chart
 
-    def _score(self, adapter: Adapter, suite: Suite | None) -> dict[str, float]:
+        listener(PhaseStarted("eval", len(references), "adapters"))
+        found: dict[str, dict[str, float]] = {}
+        with suite.start() if suite else nullcontext() as running:
+            for done, reference in enumerate(references, 1):
+                try:
+                    adapter = self._source(reference, ignore)
+                    found[adapter.name] = self._score(adapter, running)
+                    yield adapter.name, found[adapter.name]
+                except LorahubError as error:
+                    yield reference, error
+                listener(Advanced("eval", done, reference))
+        if plot is not None and found:
+            write_text(plot.absolute(), chart(found))
+
+    def _score(self, adapter: Adapter, suite: Suite | RunningSuite | None) -> dict[str, float]:
         """Figures of an adapter, stored with it."""
         from lorahub.suites import FACTORS
 
         check_unchanged(adapter)
-        figures = suite.run(adapter.origin.folder) if suite else self._from_factors(adapter)
+        figures = suite.run(adapter) if suite else self._from_factors(adapter)
         self.catalog.record_evaluation(adapter.id, suite.name if suite else FACTORS, figures)
         return figures
 

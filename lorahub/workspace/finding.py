@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorahub.adapter import Adapter
+from lorahub.adapter import Adapter, Reference
 from lorahub.lookup import get
 from lorahub.workspace.base import Base
 from store import AdapterFilter, AdapterSummary, ParentLink
@@ -12,13 +12,21 @@ class Finding(Base):
     """What there is."""
 
     def get(self, reference: str) -> Adapter:
-        """The catalogued adapter a reference means: name, id, folder or repository.
+        """The catalogued adapter a reference means: name, id, folder, repository, pack's member.
 
         Raises:
             NotFoundError: Nothing in the catalog goes by it.
             ConflictError: An id prefix that means several.
         """
-        return get(self.catalog, self.config.expand(reference))
+        expanded = self.config.expand(reference)
+        parsed = Reference.parse(expanded)
+        if parsed.pack is not None:
+            from lorahub.packs import member_folder
+
+            folder, _ = member_folder(self.config.home, parsed)
+            if found := self.catalog.by_folder(folder):
+                return found
+        return get(self.catalog, expanded)
 
     def adapters(
         self,

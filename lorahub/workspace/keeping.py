@@ -49,6 +49,7 @@ class Keeping(Finding):
         orphans: bool = False,
         cache: bool = False,
         missing: bool = False,
+        store: str | None = None,
         dry_run: bool = False,
         listener: Listener = ignore,
     ) -> Swept:
@@ -59,6 +60,8 @@ class Keeping(Finding):
             cache: Also adapters in the Hub's cache that no catalog entry names; other tools may
                 use them, and would download them again.
             missing: Also catalog entries whose files are gone.
+            store: A storage URL: also uploads to it, and to the folders in it, that began more
+                than a day ago and did not end.
             dry_run: Only look, and say what would go.
             listener: Receives progress.
         """
@@ -70,6 +73,8 @@ class Keeping(Finding):
             waste += finder.cached()
         if missing:
             waste += finder.missing()
+        if store is not None:
+            waste += finder.unfinished(store)
         return sweep(waste, listener, dry_run=dry_run)
 
     def scan(self, *, dry_run: bool = False, listener: Listener = ignore) -> Scanned:

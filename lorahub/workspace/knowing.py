@@ -87,7 +87,9 @@ class Knowing(Finding):
 
         kind = _kind(by)
         if not 0 < cosine < 1:
-            raise UsageError(f"a cosine of {cosine:g} is not between 0 and 1")
+            raise UsageError(
+                f"a cosine of {cosine:g} is not between 0 and 1", hint="give it as 0.5"
+            )
         return families(self._sketched(kind, where, listener), cosine)
 
     def map(

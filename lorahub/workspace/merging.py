@@ -7,11 +7,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lorahub.adapter import Adapter
+from lorahub.errors import IntegrityError, NotFoundError
 from lorahub.events import Listener, ignore
 from lorahub.extracting import Extractor
 from lorahub.extraction import Extraction
 from lorahub.merging import Merged, Merger, plan_for
-from lorahub.record import Verification
+from lorahub.provenance import is_result_of
+from lorahub.publishing import holds_result
+from lorahub.record import FILE_NAME, Record, Verification
+from lorahub.storage import get_folder, read_file
 from lorahub.workspace.publishing import Publishing
 from lorahub.workspace.pulling import Pulling
 
@@ -39,13 +43,9 @@ class Merging(Pulling, Publishing):
 
     def _plan(self, recipe: Recipe, find: Callable[[str], Adapter], listener: Listener) -> Plan:
         """`plan`, with sources looked up by ``find``."""
-        from lorahub.methods.registry import get as get_method
-        from lorahub.recipe import AUTO, check_auto
+        from lorahub.recipe import AUTO, check_method
 
-        if recipe.method == AUTO:
-            check_auto(recipe)
-        else:
-            get_method(recipe.method).parameters(recipe.parameters)
+        check_method(recipe)
         adapters = [find(s.adapter) for s in recipe.sources]
         if recipe.method != AUTO:
             return plan_for(recipe, adapters)
@@ -85,21 +85,44 @@ class Merging(Pulling, Publishing):
         """
         merger = Merger(self.config, self.catalog)
         merger.target(recipe)
+        plan = self.plan(recipe, listener=listener)
+        if not force:
+            self._bring_back(recipe, plan, merger, listener)
         merged = merger.merge(
             recipe,
-            self.plan(recipe, listener=listener),
+            plan,
             device=device,
             workers=workers,
             force=force,
             listener=listener,
         )
-        self._hand_on(recipe, merged.adapter.name)
+        self._hand_on(recipe, merged.adapter.name, force=force)
         return merged
 
-    def _hand_on(self, recipe: Recipe, name: str) -> None:
-        """Export and publish a result as its recipe says; what is done already stays."""
+    def _bring_back(self, recipe: Recipe, plan: Plan, merger: Merger, listener: Listener) -> None:
+        """Download the result of this very plan where it is not here but at a URL it goes to."""
+        _, target = merger.target(recipe)
+        for copy in () if target.exists() else recipe.output.export:
+            if not isinstance(copy.folder, str) or copy.format != "peft":
+                continue
+            try:
+                text = read_file(copy.folder, FILE_NAME).decode()
+                if is_result_of(Record.from_json(text, copy.folder), plan):
+                    get_folder(copy.folder, target, self.config.home / "locks", listener=listener)
+                    return
+            except (NotFoundError, IntegrityError, UnicodeDecodeError):
+                continue  # it is not there, or damaged: it is made and uploaded again
+
+    def _hand_on(
+        self, recipe: Recipe, name: str, *, force: bool = False, resume: bool = False
+    ) -> None:
+        """Export and publish a result as its recipe says; what is done already stays.
+
+        With ``force`` it replaces what is there, with ``resume`` what an earlier merge made.
+        """
         for copy in recipe.output.export:
-            self.export(name, copy.folder, format_name=copy.format)
+            replace = force or (resume and holds_result(copy.folder))
+            self.export(name, copy.folder, format_name=copy.format, replace=replace)
         push = recipe.output.push
         if push is not None:
             self.push(name, push.repo, private=push.private, remote=push.remote)

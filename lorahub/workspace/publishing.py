@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lorahub.integrity import check_unchanged
 from lorahub.publishing import check_license, export, prepared, publishable
+from lorahub.urls import canonical, is_url
 from lorahub.workspace.finding import Finding
 
 if TYPE_CHECKING:
@@ -24,24 +25,44 @@ class Publishing(Finding):
         """
         return publishable(self.get(reference))
 
-    def export(self, reference: str, folder: Path, *, format_name: str = "peft") -> Path:
-        """Write an adapter into a new folder as PEFT reads it.
+    def export(
+        self,
+        reference: str,
+        place: Path | str,
+        *,
+        format_name: str = "peft",
+        replace: bool = False,
+    ) -> Path | str:
+        """Write an adapter into a new folder, or to a storage URL, as PEFT reads it.
 
         ``peft`` copies its files; ``equal-ranks`` writes its deltas with one rank for all
         modules and scaling 1, for programs that know no patterns (llama.cpp, vLLM).
 
+        Args:
+            reference: A catalogued adapter.
+            place: The folder; a storage URL is a text with ``://``, see `lorahub.storage`.
+            format_name: ``peft`` or ``equal-ranks``.
+            replace: Whether what is there is replaced.
+
+        Returns:
+            The absolute path of the folder, or the URL.
+
         Raises:
-            UsageError: An unknown format.
+            UsageError: An unknown format, or a store that cannot be written to.
             UnsupportedAdapterError: The adapter is not in PEFT's format.
-            ConflictError: The folder exists and holds something else.
+            ConflictError: There is something else already.
             IntegrityError: Its files changed since they were catalogued.
+            LorahubError: As `lorahub.storage.put_files`.
         """
         adapter = self.get(reference)
         check_unchanged(adapter)
-        target = folder.expanduser().absolute()
-        export(adapter, target, self.config.home / "locks", format_name=format_name)
-        self.catalog.record_export(adapter.id, target, format_name)
-        return target
+        locks = self.config.home / "locks"
+        where: Path | str = Path(place).expanduser().absolute()
+        if isinstance(place, str) and is_url(place):
+            where = canonical(place)
+        export(adapter, where, locks, format_name=format_name, replace=replace)
+        self.catalog.record_export(adapter.id, where, format_name)
+        return where
 
     def push(
         self,

@@ -13,7 +13,7 @@ from lorahub.workspace.finding import Finding
 
 
 class Pulling(Finding):
-    """Adapters from Hubs, folders and packs."""
+    """Adapters from Hubs, storage URLs, folders and packs."""
 
     def pull(
         self,
@@ -29,9 +29,11 @@ class Pulling(Finding):
     ) -> tuple[Pulled, ...]:
         """Bring adapters into the catalog, several at a time.
 
+        What is at a storage URL is asked for anew each time, and downloaded where it changed.
+
         Args:
-            references: Hub repositories or folders. What the catalog holds at the very commit
-                asked for needs no Hub.
+            references: Hub repositories, storage URLs or folders. What the catalog holds at
+                the very commit asked for needs no Hub.
             name: Catalog name; only for a single reference.
             all_files: Fetch every file of a repository, not only the adapter's.
             allow_pickle: Read ``.bin`` weights (plain tensors only) and convert them.
@@ -58,7 +60,9 @@ class Pulling(Finding):
 
     def _source(self, text: str, listener: Listener) -> Adapter:
         reference = Reference.parse(self.config.expand(text))
-        if not (reference.is_path or reference.pack):
+        if reference.is_url and (known := find(self.catalog, reference)):
+            return known
+        if not (reference.is_path or reference.pack or reference.is_url):
             found = find(self.catalog, reference)
             here = Path(reference.text).absolute() if is_folder(reference) else None
             # What came from the folder of that name may have changed since: it is looked at anew.

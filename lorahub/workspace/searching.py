@@ -11,7 +11,7 @@ from lorahub.adapter import Adapter
 from lorahub.errors import LorahubError, UsageError
 from lorahub.events import Advanced, Listener, PhaseStarted, Warned, ignore
 from lorahub.merging import Merger
-from lorahub.workspace.batches import Batches
+from lorahub.workspace.batches import Batches, Maker
 from lorahub.workspace.evaluating import Evaluating
 
 if TYPE_CHECKING:
@@ -122,10 +122,10 @@ class _Run:
 
         path = search.file.path
         self._workspace, self._search, self._suite = workspace, search, suite
-        self._device = device
         self._tried = Tried(path.with_name(path.stem + TRIALS_SUFFIX))
         self._merger = Merger(workspace.config, workspace.catalog)
         self._find = workspace._remembering(set(), ignore)  # noqa: SLF001 - its own helper
+        self._maker = Maker(workspace, self._find, True, device, None, ignore)
         self._name, _ = self._merger.target(search.file.recipe())
         self._trial = f"{self._name}.trial"
 
@@ -165,16 +165,7 @@ class _Run:
         from lorahub.batch import Item
 
         name, target = self._merger.target(recipe)
-        merged = self._workspace._merge_one(  # noqa: SLF001
-            Item(recipe, name, target, frozenset()),
-            self._merger,
-            self._find,
-            resume=True,
-            device=self._device,
-            workers=None,
-            listener=ignore,
-        )
-        return merged.adapter
+        return self._maker.one(Item(recipe, name, target, frozenset())).adapter
 
     def _key(self, recipe: Recipe) -> str:
         plan = self._workspace._plan(recipe, self._find, ignore)  # noqa: SLF001

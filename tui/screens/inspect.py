@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from lorahub.errors import LorahubError
 from tui import figures, text
 from tui.acting import app_of
 from tui.actions import bindings
+from tui.describe import scored
 from tui.jobs import ask
 from tui.screens.room import Room
 from tui.widgets.page import Page
@@ -41,6 +43,7 @@ class InspectScreen(Room):
         self._names: tuple[str, ...] = ()
         self._found: Mapping[str, Any] | None = None
         self._figure = 0
+        self._scored = ""
 
     def body(self) -> ComposeResult:
         """One scrolling page."""
@@ -80,7 +83,9 @@ class InspectScreen(Room):
     @work(exclusive=True, exit_on_error=False)
     async def _read(self, names: tuple[str, ...], words: list[str]) -> None:
         try:
-            self.post_message(self.Measured(names, await ask(app_of(self).home, words)))
+            app = app_of(self)
+            self._scored = await asyncio.to_thread(scored, app.workspace, names)
+            self.post_message(self.Measured(names, await ask(app.home, words)))
         except LorahubError as error:
             self.post_message(self.Measured(names, error))
 
@@ -100,6 +105,7 @@ class InspectScreen(Room):
         parts = [figures.layer_map(self._found, figure), figures.spectra(self._found)]
         if len(self._names) > 1:
             parts.append(figures.conflicts(self._found))
+        parts.append(self._scored)
         self._say("\n\n".join(parts))
 
     def _say(self, words: str) -> None:
