@@ -4,6 +4,9 @@ The peer is the least any tool could do: copying the inputs through safetensors.
 method is what it cannot do without, each part timed by itself in the same process: reading the
 inputs, converting them, the two Gram matrices as plain products, one eigenproblem, the thin
 products, and writing the result.
+
+What two workers can gain is the machine's: beside their wall time stands that of two plain
+processes that share some of the same products and copies, over that of one which does them all.
 """
 
 from __future__ import annotations
@@ -99,6 +102,25 @@ total["eigen"] = layers * 7 * timed(lambda: torch.linalg.eigh(G))
 print(json.dumps({**total, "cpu": sum(total.values())}))
 """
 
+_PLAIN = """
+import sys, time
+import torch
+torch.set_num_threads(1)
+X, half = torch.randn(64, 11008), torch.randn(64, 11008).bfloat16()
+made = torch.empty_like(half)
+def work(count):
+    for _ in range(count):
+        X.copy_(half)
+        X @ X.mT
+        made.copy_(half)
+work(20)
+print("ready", flush=True)
+sys.stdin.readline()
+start = time.perf_counter()
+work(int(sys.argv[1]))
+print(time.perf_counter() - start)
+"""
+
 
 def main() -> None:
     """Print CPU seconds, wall seconds and peak memory of merges, floors and the copy."""
@@ -125,7 +147,31 @@ def _compare(adapters: int, layers: int) -> None:
               f"{one['cpu'] / copy:.2f} x copy, {one['cpu'] / floor['cpu']:.2f} x floor, "
               f"{one['cpu'] / svd:.2f} x svd")  # fmt: skip
     walls = [_call(_MERGE, *words, str(w), "svd", "3")["wall"] for w in (1, 2)]
-    print(f"  svd, two workers: {walls[1]:.3f} s wall, {walls[1] / walls[0]:.2f} of one worker's")
+    print(f"  svd, two workers: {walls[1]:.3f} s wall, {walls[1] / walls[0]:.2f} of one worker's; "
+          f"the machine's own two, {_ceiling():.2f} of one")  # fmt: skip
+
+
+def _ceiling(units: int = 4000, repeats: int = 5) -> float:
+    """Wall time of two plain processes that share work over that of one, the median ratio."""
+    ratios = [_wall(units // 2, 2) / _wall(units, 1) for _ in range(repeats)]
+    return sorted(ratios)[repeats // 2]
+
+
+def _wall(units: int, processes: int) -> float:
+    """Seconds until the last of some processes that begin together has done its units."""
+    words = [sys.executable, "-c", _PLAIN, str(units)]
+    running = [
+        subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(processes)
+    ]
+    for process in running:
+        assert process.stdout is not None
+        process.stdout.readline()
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return max(float(process.communicate()[0]) for process in running)
 
 
 def _call(script: str, *words: str) -> dict[str, float]:

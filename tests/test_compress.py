@@ -30,6 +30,7 @@ from lorahub.errors import (
     InvalidAdapterError,
     InvalidRecipeError,
     LorahubError,
+    NotFoundError,
     UnsupportedAdapterError,
     UsageError,
 )
@@ -604,7 +605,7 @@ def test_reduction_that_rank_1_does_not_reach(llama: Path, out: Path) -> None:
 
 
 def test_folders_that_are_no_models(llama: Path, tmp_path: Path, out: Path) -> None:
-    refused(InvalidAdapterError, "is not a folder", tmp_path / "none", out)
+    refused(NotFoundError, "there is no folder", tmp_path / "none", out)
     bare = tmp_path / "bare"
     bare.mkdir()
     refused(InvalidAdapterError, r"neither model\.safetensors nor", bare, out)
