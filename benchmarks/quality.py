@@ -83,7 +83,7 @@ def main() -> None:
     with lorahub.Workspace.open(HOME / "lorahub") as workspace:
         names = {"zero": _pulled(workspace, "zero")}
         names |= {case.label: _name(case) for case in CASES}
-        for outcome in workspace.batch(map(_recipe, CASES)):
+        for outcome in workspace.batch(map(_recipe, CASES), resume=True):
             if outcome.error is not None:
                 raise outcome.error
         missing = [name for name in names.values() if not _is_scored(workspace, name)]
@@ -184,11 +184,12 @@ def _write(cases: Sequence[Case], results: Mapping[str, Result]) -> None:
     text = f"""# How good merges are
 
 `python -m benchmarks.quality` makes this page: five LoRA adapters (rank 8) of all-MiniLM-L6-v2, one
-task each with a frozen head, merged with each method's default scale unless said, and evaluated on
-400 held-out texts a task. `norm` is the accuracy over that of the task's own adapter, averaged over
-the tasks (standard error about 1.3 points). The last column is the difference from the merge it
-competes with, paired text by text, in points of norm, with its standard error: low-rank methods
-against `task_arithmetic` of the same rank, allocations against one rank for all modules.
+task each with a frozen head, merged with each method's default scale unless said (a recipe of a
+batch each), and evaluated on 400 held-out texts a task (by the suite in benchmarks/suites). `norm`
+is the accuracy over that of the task's own adapter, averaged over the tasks (standard error about
+1.3 points). The last column is the difference from the merge it competes with, paired text by text,
+in points of norm, with its standard error: low-rank methods against `task_arithmetic` of the same
+rank, allocations against one rank for all modules.
 
 | {" | ".join(heads)} |
 |{"---|" * len(heads)}

@@ -10,20 +10,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-from lorahub.engine.plan import Plan
 from lorahub.errors import ConflictError, InvalidRecipeError, LorahubError, NotFoundError
-from lorahub.methods.registry import get
-from lorahub.recipe import AUTO, ExportSpec, Recipe, check_auto
+from lorahub.recipe import ExportSpec, Recipe
 from lorahub.recipe_file import LOCK_SUFFIX
 from lorahub.sweep import Sweep, load_sweep
 from lorahub.urls import join
 
 ASK_FROM = 10_000
 """How many merges are begun only when they were asked for twice."""
-
-SECONDS_PER_MERGE = 0.04
-FLOPS_PER_SECOND = 4e9
-"""What a merge costs by itself, and how fast one core works, for rough estimates only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,25 +127,6 @@ def gather(paths: Sequence[Path]) -> list[Sweep]:
     return [load_sweep(file) for file in files]
 
 
-def checked(path: Path) -> Iterator[Recipe]:
-    """The recipes of a file, each with its method and parameters checked.
-
-    Raises:
-        InvalidRecipeError: One of them is wrong.
-    """
-    for recipe in load_sweep(path).recipes():
-        check_method(recipe)
-        yield recipe
-
-
-def check_method(recipe: Recipe) -> None:
-    """Raise InvalidRecipeError unless the recipe's method takes its parameters."""
-    if recipe.method == AUTO:
-        check_auto(recipe)
-    else:
-        get(recipe.method).parameters(recipe.parameters)
-
-
 def ordered(named: Iterable[tuple[Recipe, str, Path]]) -> list[Item]:
     """The merges so that each comes after those whose results it needs.
 
@@ -221,47 +196,6 @@ def _outputs(recipe: Recipe, name: str, target: Path) -> Iterator[str]:
         yield f"repository {f'{remote}://' if remote else ''}{recipe.output.push.repo}"
 
 
-def seconds_for(plan: Plan) -> float:
-    """About how long a plan takes on one core: the products that merging and verifying need."""
-    flops = 0
-    for m in plan.modules:
-        ranks = m.total_rank + m.rank
-        flops += 8 * ranks**2 * (m.d_in + m.d_out)
-        if plan.method.space == "delta":
-            flops += 60 * m.d_in * m.d_out * m.total_rank
-    return SECONDS_PER_MERGE + flops / FLOPS_PER_SECOND
-
-
 def counts(outcomes: Iterable[Outcome]) -> Mapping[str, int]:
     """How many merges came to which state."""
     return dict(sorted(Counter(o.state for o in outcomes).items()))
-
-
-def markdown(outcomes: Sequence[Outcome]) -> str:
-    """A report on a batch, in Markdown."""
-    found = counts(outcomes)
-    lines = [
-        "# Batch",
-        "",
-        ", ".join(f"{count} {state}" for state, count in found.items()) + ".",
-        "",
-        "| result | state | rank | truncation | least kept | seconds |",
-        "|---|---|---|---|---|---|",
-    ]
-    for o in outcomes:
-        figures = (
-            o.rank,
-            None if o.truncation is None else f"{o.truncation:.2%}",
-            None if o.retained is None else f"{o.retained:.1%}",
-        )
-        cells = [_cell(o.name), o.state, *("-" if f is None else str(f) for f in figures)]
-        lines.append(f"| {' | '.join([*cells, f'{o.seconds:.2f}'])} |")
-    failed = [o for o in outcomes if o.error is not None]
-    if failed:
-        lines += ["", "## Without a result", ""]
-        lines += [f"- {_cell(o.name)}: {_cell(str(o.error))}" for o in failed]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")

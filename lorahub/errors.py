@@ -118,10 +118,20 @@ class InvalidCatalogError(LorahubError):
 
 
 class InvalidRecipeError(LorahubError):
-    """A recipe, method or parameter that is wrong: edit it."""
+    """A recipe, method or parameter that is wrong: edit it.
+
+    Attributes:
+        key: The key of the recipe that is wrong, from the top; empty where it is not known.
+    """
 
     code = "invalid_recipe"
     exit_code = ExitCode.INVALID
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, key: tuple[int | str, ...] = ()
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.key = key
 
 
 class ConflictError(LorahubError):

@@ -16,6 +16,23 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def glance(weights: Path, weights_bytes: int) -> str | None:
+    """What is wrong with a weights file as far as its size tells, in a few words; else None.
+
+    Args:
+        weights: The file.
+        weights_bytes: Its size in bytes when it was catalogued.
+    """
+    try:
+        found = weights.stat().st_size
+    except OSError as error:
+        gone = not weights.parent.is_dir()
+        return "files are gone" if gone else f"{weights.name}: {error.strerror}"
+    if found != weights_bytes:
+        return f"damaged: {found:,} bytes, not {weights_bytes:,}"
+    return None
+
+
 def check_unchanged(adapter: Adapter) -> None:
     """Raise IntegrityError unless the adapter's files are still those catalogued."""
     try:

@@ -135,6 +135,50 @@ def curves(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> Panel:
     return Panel(left + _CURVE_WIDTH + 60 + 7 * names, height, tuple(lines))
 
 
+def lines(
+    title: str, places: Sequence[str], series: Sequence[tuple[str, Sequence[float | None]]]
+) -> Panel:
+    """Lines over named places, from the smallest to the largest value there is.
+
+    Args:
+        title: What the values are.
+        places: Names of the places, from left to right.
+        series: By name, one value per place; None where there is none.
+    """
+    low, high = _range([values for _, values in series])
+    slanting = max((len(name) for name in places[:1]), default=0)
+    left, top, bottom = max(80, 6 * slanting), _ROW + 8, _ROW + 8 + _CURVE_HEIGHT
+    step = _CURVE_WIDTH / max(len(places) - 1, 1)
+    drawn = [
+        _text(0, _ROW - 4, title, kind="title"),
+        f'<path class="axis" fill="none" d="M{left} {top}V{bottom}H{left + _CURVE_WIDTH}"/>',
+        _text(left - 6, top + 8, f"{high:.4g}", anchor="end"),
+        _text(left - 6, bottom, f"{low:.4g}", anchor="end"),
+    ]
+    for j, name in enumerate(places):
+        x = round(left + j * step)
+        turn = f"rotate(-40 {x} {bottom + 14})"
+        drawn.append(_text(x, bottom + 14, name, anchor="end", turn=turn))
+    for i, (name, values) in enumerate(series):
+        hue = _HUES[i % len(_HUES)]
+        points = [
+            (left + j * step, bottom - _CURVE_HEIGHT * _share(v, low, high))
+            for j, v in enumerate(values)
+            if v is not None
+        ]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        drawn.append(f'<polyline class="curve" stroke="{hue}" points="{path}"/>')
+        drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{hue}"/>' for x, y in points]
+        if name:
+            x, y = left + _CURVE_WIDTH + 24, top + 8 + i * _ROW
+            drawn.append(f'<path class="curve" stroke="{hue}" d="M{x} {y - 4}h14"/>')
+            drawn.append(_text(x + 20, y, name))
+    below = 14 + 5 * max((len(name) for name in places), default=0)
+    height = max(bottom + below, top + len(series) * _ROW) + _GAP
+    names = max((len(name) for name, _ in series), default=0)
+    return Panel(left + _CURVE_WIDTH + 60 + 7 * names, height, tuple(drawn))
+
+
 def progress(title: str, values: Sequence[float | None]) -> Panel:
     """A line over the trials 1, 2, ..., from the smallest to the largest value there is.
 

@@ -196,6 +196,16 @@ def _meant(error: Any) -> str:  # noqa: ANN401 - pydantic's own map
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def check_method(recipe: Recipe) -> None:
+    """Raise InvalidRecipeError unless the recipe's method takes its parameters."""
+    from lorahub.methods.registry import get
+
+    if recipe.method == AUTO:
+        check_auto(recipe)
+    else:
+        get(recipe.method).parameters(recipe.parameters)
+
+
 def check_auto(recipe: Recipe) -> None:
     """Refuse what a recipe of method ``auto`` cannot say.
 
@@ -208,12 +218,14 @@ def check_auto(recipe: Recipe) -> None:
             raise InvalidRecipeError(
                 f"method '{AUTO}' has no parameter '{name}'",
                 hint="it takes rank; name a method to set its parameters",
+                key=("parameters", name),
             )
     rank = recipe.parameters.get("rank", 1)
     if isinstance(rank, bool) or not isinstance(rank, int):
         raise InvalidRecipeError(
             f"method '{AUTO}', parameter 'rank': {rank!r} is no whole number",
             hint="give a number, or leave the rank to the figures",
+            key=("parameters", "rank"),
         )
     for source in recipe.sources:
         if source.weight <= 0:

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lorahub.errors import InvalidRecipeError, unreadable
-from lorahub.recipe import Recipe, SourceSpec, make_recipe
+from lorahub.recipe import Recipe, SourceSpec, check_method, make_recipe
 
 MAX_BYTES = 1 << 20
 
@@ -87,6 +87,24 @@ class RecipeFile:
         recipe = make_recipe(one, str(self.path), self.line)
         return _relative_to(recipe, self.path.absolute().parent)
 
+    def checked(self, body: Mapping[str, Any] | None = None) -> Recipe:
+        """As `recipe`, its method and parameters checked too.
+
+        Raises:
+            InvalidRecipeError: It is none, or there is no such method or parameter.
+        """
+        recipe = self.recipe(body)
+        try:
+            check_method(recipe)
+        except InvalidRecipeError as error:
+            line = self.line(error.key)
+            place = str(self.path) if line is None else f"{self.path}, line {line}"
+            key = f", key '{dotted(error.key)}'" if error.key else ""
+            raise InvalidRecipeError(
+                f"{place}{key}: {error.message}", hint=error.hint, key=error.key
+            ) from error
+        return recipe
+
     def _parsed(self, raw: bytes) -> object:
         loader: yaml.SafeLoader | None = None
         try:
@@ -119,8 +137,8 @@ def load_recipe(path: Path) -> Recipe:
 
     Raises:
         NotFoundError: There is no such file.
-        InvalidRecipeError: The file cannot be read, is not YAML, is no recipe, or is not what
-            its lock was made for.
+        InvalidRecipeError: The file cannot be read, is not YAML, is no recipe, names no method
+            or parameter there is, or is not what its lock was made for.
     """
     file = RecipeFile(path)
     if "matrix" in file.body:
@@ -128,7 +146,7 @@ def load_recipe(path: Path) -> Recipe:
             f"{path}, line {file.line(('matrix',))}, key 'matrix': is for many merges, not one",
             hint="run `lorahub batch`",
         )
-    return locked(file.recipe(), read_lock(path), path)
+    return locked(file.checked(), read_lock(path), path)
 
 
 def lock_path(path: Path) -> Path:

@@ -20,9 +20,6 @@ from typing import BinaryIO
 
 from lorahub.errors import EvaluationError
 
-REFUSED = 3
-"""Exit code of a function of lorahub's own that says why, as the last line on stderr, in JSON."""
-
 _MOST_OUTPUT = 1 << 20
 
 # Answers go through a socket of their own: the function may print what it likes.
@@ -80,15 +77,11 @@ class Process:
                 ) from error
             self._files = stack.pop_all()
 
-    def finish(self, timeout: float, *, own: bool = False) -> str:
+    def finish(self, timeout: float) -> str:
         """Wait for its end; what it printed.
 
-        Args:
-            timeout: Seconds that it has left.
-            own: Whether it is a function of lorahub's own, which may refuse (`REFUSED`).
-
         Raises:
-            EvaluationError: It fails, refuses, or is not done in time.
+            EvaluationError: It fails, or is not done after ``timeout`` seconds.
         """
         try:
             code = self._child.wait(timeout)
@@ -97,9 +90,6 @@ class Process:
         if code == 0:
             return _read(self._out)
         last = _read(self._err).strip().rpartition("\n")[2]
-        if own and code == REFUSED:
-            message, hint = json.loads(last)
-            raise EvaluationError(f"suite '{self._suite}': {message}", hint=hint)
         how = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
         raise EvaluationError(f"suite '{self._suite}' {how}", hint=last[:300] or None)
 
@@ -190,7 +180,7 @@ class Server:
         except OSError:
             answer = b""
         if not answer.endswith(b"\n"):
-            process.finish(timeout, own=self._own)
+            process.finish(timeout)
             raise EvaluationError(f"suite '{self._suite}' ended without figures")
         return answer.decode()
 

@@ -33,6 +33,9 @@ from lorahub.suite_process import Process, Server
 FACTORS = "factors"
 """The suite that needs no data."""
 
+REFUSED = "refused"
+"""What an evaluator of lorahub's own gives instead of figures: a message and a hint."""
+
 STDERR = "_stderr"
 """What the name of a figure's standard error ends in."""
 
@@ -174,13 +177,17 @@ class RunningSuite:
         if self._spec is not None:
             base = self._spec.base or self._base(adapter)
             arguments = [self._spec.model_dump(mode="json") | {"base": base}, folder]
-        return self._figures(self._server.call(arguments, suite.timeout))
+        answer = self._server.call(arguments, suite.timeout)
+        if self._spec is not None and REFUSED in (given := json.loads(answer)):
+            message, hint = given[REFUSED]
+            raise EvaluationError(f"suite '{self.name}': {message}", hint=hint)
+        return self._figures(answer)
 
     def _base(self, adapter: Adapter) -> str:
         """The adapter's own base model: the folder it states if it is here, or a Hub id."""
         stated, known = adapter.info.base_model, adapter.base
         if stated and canonical_base(stated) is None and Path(stated).is_dir():
-            return stated
+            return str(Path(stated).absolute())
         if known is not None and known.name is not None and known.sure:
             return known.name
         raise EvaluationError(

@@ -46,8 +46,16 @@ class Sweep:
         Raises:
             InvalidRecipeError: One of them is none.
         """
+        return (recipe for recipe, _ in self.labelled())
+
+    def labelled(self) -> Iterator[tuple[Recipe, Mapping[str, str]]]:
+        """As `recipes`, each with the values of its axes as words.
+
+        Raises:
+            InvalidRecipeError: One of them is none.
+        """
         if not self.axes:
-            yield locked(self.file.recipe(), self.lock, self.file.path)
+            yield locked(self.file.checked(), self.lock, self.file.path), {}
             return
         for n, places in enumerate(product(*(range(len(v)) for v in self.axes.values())), 1):
             chosen = {
@@ -63,7 +71,7 @@ class Sweep:
             for axis, value in chosen.items():
                 self._set(body, axis, value)
             body["output"] = self._named(body.get("output"), labels | {"n": str(n)})
-            yield locked(self.file.recipe(body), self.lock, self.file.path)
+            yield locked(self.file.checked(body), self.lock, self.file.path), labels
 
     def _set(self, body: dict[str, Any], axis: str, value: object) -> None:
         try:

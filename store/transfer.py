@@ -1,18 +1,18 @@
 """A catalog as JSON lines, out and in again.
 
 The first line is ``{"kind": "catalog", "version": 1}``; each other is an alias, an adapter with
-its modules, lineage, exports and pushes, or a run that has ended.
+its modules, lineage, exports, pushes and evaluations, or a run that has ended.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, Table, insert, select
 
 from lorahub.adapter import Adapter
 from lorahub.errors import ConflictError, InvalidCatalogError
@@ -22,12 +22,13 @@ from store.identity import alias_of, fold_name
 from store.models import (
     adapter_table,
     alias_table,
+    evaluation_table,
     export_table,
     lineage_table,
     push_table,
     run_table,
 )
-from store.values import Alias, Export, Imported, Push
+from store.values import Alias, Evaluation, Export, Imported, Push
 
 VERSION = 1
 _HEX = re.compile(r"(?:[0-9a-f]{64})?")
@@ -51,6 +52,15 @@ class _AdapterLine:
     parents: tuple[_Parent, ...]
     exports: tuple[Export, ...]
     pushes: tuple[Push, ...]
+    evaluations: tuple[Evaluation, ...] = ()
+
+
+# The parts of a line that are rows of other tables: the table, what a row is, and their order.
+_PARTS: Mapping[str, tuple[Table, type[Any], str]] = {
+    "exports": (export_table, Export, "id"),
+    "pushes": (push_table, Push, "id"),
+    "evaluations": (evaluation_table, Evaluation, "suite"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +209,8 @@ class _Importer:
             )
         added = insert_rows(self._connection, adapter, created_at=adapter.created_at or None)
         self._children.append((added.id, line.parents))
-        for table, values in ((export_table, line.exports), (push_table, line.pushes)):
-            for value in values:
+        for part, (table, _, _) in _PARTS.items():
+            for value in getattr(line, part):
                 self._connection.execute(insert(table).values(adapter_id=added.id, **asdict(value)))
         self._counts = replace(self._counts, adapters=self._counts.adapters + 1)
 
@@ -240,9 +250,9 @@ def _adapter_line(connection: Connection, adapter: Adapter) -> str:
     body: dict[str, Any] = {"adapter": asdict(replace(adapter, id=0, base=None))}
     body["adapter"]["origin"]["folder"] = str(adapter.origin.folder)
     body["parents"] = [dict(row) for row in connection.execute(lineage).mappings()]
-    for name, table, kind in (("exports", export_table, Export), ("pushes", push_table, Push)):
+    for name, (table, kind, order) in _PARTS.items():
         query = select(*(table.c[f.name] for f in fields(kind)))
-        query = query.where(table.c.adapter_id == adapter.id).order_by(table.c.id)
+        query = query.where(table.c.adapter_id == adapter.id).order_by(table.c[order])
         body[name] = [dict(row) for row in connection.execute(query).mappings()]
     return _line("adapter", body)
 

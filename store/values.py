@@ -74,6 +74,7 @@ class AdapterSummary:
     mergeable: bool
     created_at: str
     folder: str
+    weights_file: str
 
 
 @dataclass(frozen=True, slots=True)

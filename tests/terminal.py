@@ -45,7 +45,11 @@ class Terminal:
                 w for w in self.app.workers
                 if w.state in {WorkerState.PENDING, WorkerState.RUNNING} and w.name != "_watch_jobs"
             ]  # fmt: skip
-            quiet = 0 if busy else quiet + 1
+            nodes = [self.app, *self.app.screen.walk_children(with_self=True)]
+            # A message goes up widget by widget: each hop puts it into another queue.
+            waiting = any(node.message_queue_size for node in nodes if node.is_running)
+            waiting = waiting or self.app.screen._layout_required
+            quiet = 0 if busy or waiting else quiet + 1
             await asyncio.sleep(0.005)
 
     async def until(self, condition: Callable[[], bool], seconds: float = 240) -> None:

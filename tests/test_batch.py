@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,12 +17,20 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lorahub.batch import checked, markdown, ordered
+from lorahub.batch import ordered
 from lorahub.cli.main import app
-from lorahub.errors import ConflictError, InvalidRecipeError, NotFoundError, UsageError
+from lorahub.errors import (
+    ConflictError,
+    InvalidRecipeError,
+    NotFoundError,
+    StorageError,
+    UsageError,
+)
 from lorahub.events import Advanced, Event, PhaseStarted, Warned
 from lorahub.output import new_folder
 from lorahub.recipe import Recipe, make_recipe
+from lorahub.reporting import markdown
+from lorahub.sweep import load_sweep
 from lorahub.workspace import Workspace
 from tests.conftest import write_adapter
 
@@ -125,6 +134,37 @@ def test_a_failure_stops_only_what_needs_it(workspace: Workspace) -> None:
     assert len([w for w in warnings if isinstance(w, Warned)]) == 3
     assert "| good | merged | 6 |" in markdown(list(found.values()))
     assert "- needs-bad: 'bad'" in markdown(list(found.values()))
+
+
+def test_a_full_disk_costs_only_what_did_not_fit(home: Path, tmp_path: Path) -> None:
+    """No file may have more than 3 MB: the large result fails, and is made once there is room."""
+    for seed, name in enumerate(("one", "two")):
+        write_adapter(tmp_path / name, {"layers.0.q_proj": (2048, 2048, 160)}, seed=seed)
+    recipes = [
+        recipe("small", method="svd", parameters={"rank": 1}),
+        recipe("large", method="cat"),
+        recipe("needs-large", "large", "one", parameters={"rank": 1}),
+    ]
+    with Workspace.open() as workspace:
+        workspace.pull([str(tmp_path / name) for name in ("one", "two")])
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, hard))
+        try:
+            found = {o.name: o for o in workspace.batch(recipes)}
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        assert states(found.values()) == {
+            "small": "merged", "large": "failed", "needs-large": "skipped",
+        }  # fmt: skip
+        error = found["large"].error
+        assert isinstance(error, StorageError)
+        assert ".large." in error.message
+        assert "File too large" in error.message
+        assert "bytes are needed" in str(error.hint)
+        assert [p.name for p in workspace.config.adapters.iterdir()] == ["small"]
+        assert states(workspace.batch(recipes)) == {
+            "small": "unchanged", "large": "merged", "needs-large": "merged",
+        }  # fmt: skip
 
 
 def test_fail_fast_begins_nothing_more(workspace: Workspace) -> None:
@@ -345,12 +385,12 @@ def test_folders_and_files_that_hold_nothing(workspace: Workspace, folder: Path)
     assert code == 3
     assert "holds no recipes" in done.stderr
     code, _ = command(str(folder / "nothing.yaml"))
-    assert code == 5
+    assert code == 3
     (folder / "same.yaml").write_text(SWEEP.replace("m-{rank}-{weight}", "m-{rank}"))
     code, done = command(str(folder / "same.yaml"))
     assert code == 6
     assert "{n}" in done.stderr
-    assert sum(1 for _ in checked(folder / "same.yaml")) == 4
+    assert sum(1 for _ in load_sweep(folder / "same.yaml").recipes()) == 4
 
 
 def main(count: int, module: str = "", function: str = "", call: str = "0") -> None:

@@ -20,7 +20,7 @@ from lorahub.engine.verify import verify
 from lorahub.errors import InvalidAdapterError, InvalidRecipeError
 from lorahub.kernels import delta as kernel
 from lorahub.kernels.delta import Deltas, Merged, excess_residual
-from lorahub.kernels.elementwise import thresholds, uniform
+from lorahub.kernels.elementwise import Draws, thresholds
 from lorahub.methods.registry import get
 from tests.conftest import write_adapter
 from tests.test_engine import deltas, load, merge, model_for, peft_deltas
@@ -148,12 +148,12 @@ def test_factor_wise_merges_are_verified_and_keep_a_budget(
 
 def test_factors_are_dropped_with_one_draw_for_each_side() -> None:
     pairs = make_pairs(2, 40, 30, [4, 4])
-    factors = apply(get("dare_linear_factors"), make_stack(pairs, [1.0, -0.5]), density=0.3)
+    factors = apply(get("dare_linear_factors"), make_stack(pairs, [1.0, -0.5]), density=0.3125)
     B, A = torch.zeros(40, 4), torch.zeros(4, 30)
     for place, ((b, a, s), weight) in enumerate(zip(pairs, [1.0, -0.5])):
         root = (abs(weight) * s) ** 0.5
-        B += root * b * (draws(place, (40, 4), 0) < 0.3) / 0.3
-        A += (-root if weight < 0 else root) * a * (draws(place, (4, 30), 1) < 0.3) / 0.3
+        B += root * b * (draws(place, (40, 4), 0) < 0.3125) / 0.3125
+        A += (-root if weight < 0 else root) * a * (draws(place, (4, 30), 1) < 0.3125) / 0.3125
     assert differing(factors.B[0], B) == 0
     assert differing(factors.A[0], A) == 0
 
@@ -198,11 +198,12 @@ def test_breadcrumbs_is_the_band_between_two_shares(density: float, outliers: fl
 
 def draws(place: int, shape: tuple[int, int], seed: int = 0) -> Tensor:
     """Uniform numbers in [0, 1) of one adapter."""
-    return (uniform(seed, place, 0, torch.empty(shape)) + 2**23) / 2**24
+    like = Deltas((torch.zeros(shape[0], 1),), (torch.zeros(1, shape[1]),), (1.0,), (place,), seed)
+    return (Draws(like).block(0, 0, shape[0]).float() + 2**15) / 2**16
 
 
 def test_dare_is_a_literal_drop_and_rescale() -> None:
-    pairs, weights, density = make_pairs(2, 40, 30, [3, 4]), [1.0, 0.5], 0.3
+    pairs, weights, density = make_pairs(2, 40, 30, [3, 4]), [1.0, 0.5], 0.3125
     found = whole(definition("dare", pairs, weights, density=density))
     dropped = [t * (draws(i, (40, 30)) < density) / density for i, t in enumerate(terms(pairs))]
     assert differing(found, dropped[0] + 0.5 * dropped[1]) == 0
@@ -227,6 +228,16 @@ def test_della_is_a_literal_drop_by_rank() -> None:
     assert differing(same, whole(definition("dare_ties", pairs, [1.0], density=density))) == 0
 
 
+@pytest.mark.parametrize(("density", "share"), [(1.0, 1), (0.2, 13107 / 65536), (1e-9, 1 / 65536)])
+@pytest.mark.parametrize("columns", [60, 61])
+def test_a_density_is_a_share_of_the_draws(density: float, share: float, columns: int) -> None:
+    """To within 2^-16, by which what is kept is divided: no density drops everything."""
+    pairs = [(torch.ones(50, 1), torch.ones(1, columns), 1.0)]
+    found = whole(definition("dare", pairs, [1.0], density=density))
+    wanted = (draws(0, (50, columns)) < share) / share
+    assert torch.equal(found, wanted.float())
+
+
 @pytest.mark.parametrize("name", ["dare", "dare_ties", "della"])
 def test_dropping_meets_the_delta_in_expectation(name: str) -> None:
     pairs = make_pairs(5, 12, 10, [3])
@@ -243,13 +254,16 @@ def test_dropping_meets_the_delta_in_expectation(name: str) -> None:
 
 def test_draws_are_uniform_and_independent() -> None:
     one, other = draws(0, (600, 500), 1), draws(1, (600, 500), 1)
-    counts = torch.histc(one, 50, 0, 1)
-    chi = float((counts - 6000).square().sum() / 6000)
-    assert 20 < chi < 95  # 49 degrees of freedom
+    for half in (one[:, ::2], one[:, 1::2]):
+        counts = torch.histc(half.contiguous(), 50, 0, 1)
+        chi = float((counts - 3000).square().sum() / 3000)
+        assert 20 < chi < 95  # 49 degrees of freedom
     later, shifted = draws(0, (600, 500), 2), one.roll(1, 1)
-    for pair in (other, later, shifted, one.roll(1, 0), one.roll((7, 3), (0, 1))):
-        joint = torch.stack([one.flatten() < 0.2, pair.flatten() < 0.2]).double()
-        assert abs(float(torch.corrcoef(joint)[0, 1])) < 5 / 300_000**0.5
+    low, high = one[:, ::2], one[:, 1::2]  # of one hash
+    pairs = [(one, p) for p in (other, later, shifted, one.roll(1, 0), one.roll((7, 3), (0, 1)))]
+    for one_of_two, pair in (*pairs, (low, high)):
+        joint = torch.stack([one_of_two.flatten() < 0.2, pair.flatten() < 0.2]).double()
+        assert abs(float(torch.corrcoef(joint)[0, 1])) < 5 / pair.numel() ** 0.5
     # No structure of rows against columns: the four corners of rectangles are independent.
     mask = (one < 0.5).double() * 2 - 1
     corners = mask[:-1, :-1] * mask[1:, :-1] * mask[:-1, 1:] * mask[1:, 1:]

@@ -229,7 +229,15 @@ def test_the_command_is_partial_when_one_fails(workspace: Workspace, tmp_path: P
     body = json.loads(done.stdout)
     assert (done.exit_code, body["status"]) == (8, "partial")
     assert body["result"][1]["error"]["code"] == "usage"
-    assert CliRunner().invoke(app, ["eval", "m", "--with", "nothing.yaml"]).exit_code == 5
+    assert CliRunner().invoke(app, ["eval", "m", "--with", "nothing.yaml"]).exit_code == 3
+
+
+def test_a_merge_made_again_has_no_figures_of_the_former_one(workspace: Workspace) -> None:
+    score(workspace, "factors")
+    body = {"method": "svd", "parameters": {"rank": 1}, "output": {"name": "m"}}
+    recipe = make_recipe(body | {"sources": [{"adapter": name} for name in WEIGHTS]})
+    workspace.merge(recipe, force=True)
+    assert workspace.evaluations(workspace.get("m")) == ()
 
 
 def test_a_failure_is_told_once(workspace: Workspace) -> None:

@@ -74,6 +74,7 @@ def workspace(
 ) -> Iterator[Workspace]:
     """Two adapters of the model."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     with Workspace.open() as opened:
         for seed, name in enumerate(("one", "two")):

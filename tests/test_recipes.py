@@ -58,6 +58,10 @@ def workspace(home: Path) -> Iterator[Workspace]:
         (("output: {name: both}", "output: {nam: both}"), 8, "'output.nam'"),
         (("output: {name: both}", "method: cat"), 8, "'method': is there twice"),
         (("output: {name: both}", "seed: -1"), 8, "'seed'"),
+        (("method: svd", "method: svdd"), 2, "'method': there is no merge method 'svdd'"),
+        (("{rank: 2}", "{rnk: 2}"), 3, "'parameters.rnk': .* has no parameter 'rnk'"),
+        (("{rank: 2}", "{rank: some}"), 3, "'parameters.rank': .*integer"),
+        (("svd\nparameters: {rank: 2}", "auto\nparameters: {k: 2}"), 3, "'parameters.k'"),
         (("output: {name: both}", "verify: {retained: 2}"), 8, "'verify.retained'"),
     ],
 )
@@ -78,6 +82,8 @@ def test_an_error_names_file_line_and_key(
         (("weight:", "wieght:"), "'weight'"),
         (("output:", "ouput:"), "'output'"),
         (("{name: both}", "{name: both, exprt: []}"), "'export'"),
+        (("svd", "svdd"), "'svd'"),
+        (("{rank", "{rnk"), "'rank'"),
     ],
 )
 def test_an_unknown_key_gets_a_suggestion(
@@ -241,6 +247,8 @@ def test_names_tell_the_axes(folder: Path) -> None:
         ("matrix: {output.name: [a]}", "cannot be an axis"),
         ("matrix: {sed: [1]}", "key 'sed'"),
         ("matrix: {sources.9.weight: [1]}", "names no key"),
+        ("matrix: {parameters.rnk: [1]}", r"key 'parameters\.rnk': .* no parameter 'rnk'"),
+        ("matrix: {parameters.rank: [1, x]}", r"key 'parameters\.rank': .*integer"),
         ("matrix: {seed.deep: [1]}\nseed: 0", "names no key"),
         ("matrix: {sources.weight: [[1]]}", "one weight for each source"),
         ("matrix: {seed: [1]}\nexclude: [{sed: 1}]", r"line 10, key 'exclude\.0\.sed'"),

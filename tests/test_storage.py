@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorahub import storage
+from lorahub.adapter import content_hash_of
 from lorahub.errors import (
     AuthError,
     ConflictError,
@@ -35,7 +37,7 @@ from lorahub.storage import MANIFEST, UPLOAD, get_folder, put_folder, stored
 from lorahub.urls import canonical, is_url
 from tests.s3 import KEY, S3, SECRET, s3_server
 
-WEIGHTS = "adapter_model.safetensors"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ONE = {"adapter_config.json": b"{}", "README.md": b"one", WEIGHTS: b"w" * 100}
 TWO = {"adapter_config.json": b"{}", "notes.txt": b"", WEIGHTS: b"v" * 100}
 
@@ -61,6 +63,10 @@ def folder(tmp_path: Path, files: dict[str, bytes]) -> Path:
     for name, data in files.items():
         (made / name).write_bytes(data)
     return made
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def read(folder: Path) -> dict[str, bytes]:
@@ -107,9 +113,7 @@ def test_what_was_put_is_what_is_got(url: str, tmp_path: Path) -> None:
     files, path = raw(url)
     names = {name.rpartition("/")[2] for name in files.ls(path, detail=False)}
     assert names == {*ONE, MANIFEST}  # plain files, for every other tool
-    assert manifest.content_hash is not None
-    assert storage.holds(url, manifest.content_hash)
-    assert not storage.holds(url, "0" * 64)
+    assert manifest.content_hash == content_hash_of(*(sha256(ONE[n]) for n in (CONFIG, WEIGHTS)))
 
 
 def test_the_same_again_uploads_nothing(url: str, tmp_path: Path) -> None:
@@ -257,6 +261,21 @@ def test_a_reader_sees_one_whole_content_or_nothing(
             assert stored(url) is None
         else:
             assert fetched(url, tmp_path) == there
+
+
+def test_two_uploads_at_the_same_time(tmp_path: Path) -> None:
+    """Of one content both succeed; of two, a mixture is found by whoever reads it."""
+    one, two, url = folder(tmp_path, ONE), folder(tmp_path, TWO), f"file://{tmp_path}/both"
+    put_folder(one, url, listener=after(2, lambda: put_folder(one, url)))
+    assert fetched(url, tmp_path) == ONE
+    url = f"file://{tmp_path}/mixed"
+    with pytest.raises(StorageError, match="does not hold what was sent") as caught:
+        put_folder(one, url, listener=after(1, lambda: put_folder(two, url)))
+    assert "another process" in str(caught.value.hint)
+    with pytest.raises(IntegrityError, match="has sha256"):
+        fetched(url, tmp_path)
+    put_folder(one, url, replace=True)
+    assert fetched(url, tmp_path) == ONE
 
 
 KILLED = """

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from lorahub import storage
 from lorahub.adapter import Source
 from lorahub.cli.main import app
+from lorahub.cli.merging import parse_source
 from lorahub.errors import (
     ConflictError,
     IntegrityError,
@@ -233,6 +234,20 @@ def test_urls_in_recipes_are_checked(tmp_path: Path) -> None:
     assert "carries a password" in str(caught.value)
     assert "hidden" not in str(caught.value)
     recipe("export: [{folder: s3://bucket/x/}, {folder: file:///x}, {folder: ./x}]")
+
+
+@pytest.mark.parametrize("where", ["s3://b/x", "https://h:8080/o/n", "sftp://h:22/x"])
+def test_a_weight_follows_a_url(where: str) -> None:
+    assert parse_source(where) == {"adapter": where}
+    assert parse_source(f"{where}:0.5") == {"adapter": where, "weight": 0.5}
+
+
+def test_a_result_is_made_here(machine: Opener, tmp_path: Path) -> None:
+    machine("here")
+    done = CliRunner().invoke(app, ["merge", "one", "two", "--method", "svd", "-o", "s3://b/x"])
+    assert done.exit_code == 2
+    assert "lorahub export NAME URL" in done.stderr
+    assert not list(Path.cwd().glob("s3*"))
 
 
 def test_a_remote_keeps_its_name_and_an_unknown_one_is_told(machine: Opener) -> None:

@@ -37,6 +37,8 @@ def fill(catalog: Catalog) -> None:
     catalog.begin_run(DRAFT)
     catalog.record_export(child.id, Path("/out"), "peft")
     catalog.record_push(two.id, "o/n", None, "c" * 40, "https://hub.example/o/n")
+    catalog.record_evaluation(child.id, "held-out", {"zürich": 1 / 3, "acc": -2.0})
+    catalog.record_evaluation(child.id, "factors", {"drift": 0.5})
 
 
 def contents(catalog: Catalog) -> list[object]:
@@ -47,6 +49,7 @@ def contents(catalog: Catalog) -> list[object]:
         assert one is not None
         links = [replace(p, parent_id=p.parent_id and 1) for p in catalog.parents(one.id)]
         said += [replace(one, id=0), links, catalog.exports(one.id), catalog.pushes(one.id)]
+        said += catalog.evaluations([one.id]).get(one.id, ())
     runs = [replace(r, id=0, adapter_id=r.adapter_id and 1) for r in catalog.runs()]
     return [*said, [r for r in runs if r.state != "running"], catalog.aliases()]
 
@@ -77,6 +80,16 @@ def test_out_and_in_again(
         assert found == Imported(adapters=0, known=4, aliases=0, runs=0)
         assert contents(second) == contents(first)
         assert names(second.search("acme")) == ["two"]
+
+
+def test_lines_of_before_there_were_evaluations(tmp_path: Path, lines: list[str]) -> None:
+    def former(line: str) -> str:
+        body = json.loads(line)
+        body.pop("evaluations", None)
+        return json.dumps(body)
+
+    with Catalog.open(tmp_path / "second.db") as catalog:
+        assert catalog.import_lines(map(former, lines), "lines").adapters == 4
 
 
 def test_into_a_catalog_that_has_others(tmp_path: Path, lines: list[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import insert, select
+from textual.widgets import TabbedContent
 
 from lorahub.workspace import Workspace
 from store import AdapterFilter
@@ -157,7 +158,39 @@ def test_damaged_adapter_says_so_in_its_row(filled: Path) -> None:
         assert "files are gone" in row
         await t.press("slash")
         await t.type("base:other")
-        assert "No such file" in t.screen
+        assert "problem    files are gone" in t.screen
+
+    run(filled, scenario)
+
+
+@pytest.mark.parametrize("shorter", [True, False])
+def test_corrupt_adapter_has_its_error_in_its_row(filled: Path, *, shorter: bool) -> None:
+    file = filled.parent / "other" / "adapter_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[12] = 0xFF
+    file.write_bytes(data[:40] if shorter else data)
+
+    async def scenario(t: Terminal) -> None:
+        if not shorter:  # its header is read once the cursor rests on it
+            await t.press("j", "j", "k")
+        await t.press("s", "s", "s")
+        row = next(line for line in t.screen.splitlines() if "! other  (damaged: " in line)
+        assert ("40 byt" if shorter else "has a hea") in row
+
+    run(filled, scenario, (150, 36))
+
+
+def test_similar_adapters_are_sought_once_somebody_looks(filled: Path) -> None:
+    async def scenario(t: Terminal) -> None:
+        t.app.screen.query_one(TabbedContent).active = "similar"
+        await t.idle()
+        assert "$ lorahub similar languages" in t.screen
+        with Workspace.open(filled) as workspace:
+            found = workspace.similar("languages")
+        for one in found:
+            assert f"{one.delta:+.3f}" in t.screen
+        await t.press("j")
+        assert "$ lorahub similar manuals" in t.screen
 
     run(filled, scenario)
 

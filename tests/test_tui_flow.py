@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from textual.widgets import Input, Select, TextArea
+from textual.widgets import Input, Select, TabbedContent, TextArea
 
 from lorahub.formats import inspect
 from lorahub.workspace import Workspace
@@ -74,7 +74,7 @@ def test_browse_compose_run_history_export(filled: Path) -> None:
         assert "36" in t.screen
         await t.press("m")
         await t.type("both")
-        assert "$ lorahub merge --name both" in t.screen
+        assert "--method svd --name both" in t.screen
         await t.press("enter")
         await t.done("merge")
         assert t.app.running[0].state == "finished", t.app.running[0]
@@ -175,8 +175,15 @@ def test_conflict_and_figures_come_from_a_child(filled: Path) -> None:
         assert "Sign conflict" in t.screen
         await t.press("tab", "end")
         assert "100.0%" in t.screen
+        t.app.screen.query_one(TabbedContent).active = "plan-tab"
+        await t.idle()
+        kept = f"100.0% of the plain sum's energy at rank {t.app.draft.parameters.get('rank', 12)}"
+        assert kept in t.screen
+        assert "memory     about 3" in t.screen
         await t.press("escape", "S")
         assert t.app.draft.rest["scale"] != 1
+        figures = [t.app.draft.rest["scale"], *(i.weight for i in t.app.draft.inputs)]
+        assert figures == [float(f"{figure:.4g}") for figure in figures]
         assert f"--method {t.app.draft.method}" in t.app.command
         assert t.app.draft.method in t.said
         await t.press("u")
@@ -226,6 +233,22 @@ def test_cancel_pause_and_queue(endless: Path) -> None:
 
     run(endless, scenario)
     assert not (endless / "adapters" / "a").exists()
+
+
+def test_resize_while_a_job_runs(endless: Path) -> None:
+    async def scenario(t: Terminal) -> None:
+        await _merge_slowly(t, "a")
+        await t.press("3")
+        for size in (NARROW, (60, 18), WIDE):
+            await t.pilot.resize_terminal(*size)
+            done = t.app.running[0].done
+            await t.until(lambda done=done: t.app.running[0].done > done)  # type: ignore[misc]
+            assert "running" in t.screen
+            assert all(len(line) <= size[0] for line in t.screen.splitlines())
+        await t.press("x")
+        await t.done("merge")
+
+    run(endless, scenario)
 
 
 def test_killed_job_is_repeated_and_outlives_the_application(slow: Path) -> None:
@@ -287,6 +310,7 @@ def test_remote_finds_pulls_and_pushes(
         await t.press("1")
         assert "ann/packages" in t.screen
         await t.press("p")
+        assert "$ lorahub push ann/packages owner/name --private" in t.screen
         await t.type("ann/copy")
         await t.press("enter")
         assert "adapter_model.safetensors" in t.screen

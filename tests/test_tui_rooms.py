@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from textual.widgets import TabbedContent, TextArea
 
+from docs.make_screenshots import _asked
+from lorahub.engine.sizes import peak_memory
 from lorahub.lineage import drawn
 from lorahub.recipe import make_recipe
 from lorahub.workspace import Workspace
 from tests.conftest import EXAMPLES, write_adapter
 from tests.loopback_hub.server import LoopbackHub
-from tests.terminal import NARROW, Terminal, run
+from tests.terminal import NARROW, WIDE, Terminal, run
 from tui.describe import describe
+from tui.screens.modes import NAMES
+from tui.screens.remote import _row
 from tui.widgets.paged_table import PagedTable
 
 
@@ -23,6 +29,34 @@ def examples_pulled(home: Path) -> Path:
     with Workspace.open(home) as workspace:
         workspace.pull([str(EXAMPLES / n) for n in ("languages", "manuals")])
     return home
+
+
+@pytest.mark.parametrize("size", [NARROW, WIDE])
+@pytest.mark.parametrize("colours", [True, False])
+def test_every_screen_has_all_of_its_frame(
+    examples_pulled: Path,
+    size: tuple[int, int],
+    colours: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tui.screens.inspect.ask", _asked)
+    if not colours:
+        monkeypatch.setenv("NO_COLOR", "1")
+
+    async def scenario(t: Terminal) -> None:
+        assert t.app.no_color is not colours
+        await t.press("space", "j", "space")
+        for number, name in enumerate(NAMES, 1):
+            await t.press(str(number))
+            lines = t.screen.splitlines()
+            assert len(lines) == size[1]
+            assert all(len(line) <= size[0] for line in lines)
+            assert f"[{number} {name.title()}]" in lines[0]
+            assert "Basket 2: languages + manuals" in lines[-3]
+            assert lines[-2].startswith(" $ lorahub ")
+            assert lines[-1].rstrip().endswith("? Help  ^p Palette")
+
+    run(examples_pulled, scenario, size)
 
 
 LONG = "an-adapter-whose-name-is-longer-than-its-column"
@@ -127,6 +161,42 @@ def test_a_name_that_cannot_be_stands_in_the_way_of_a_merge(examples_pulled: Pat
     run(examples_pulled, scenario, NARROW)
 
 
+def test_a_run_is_opened_edited_repeated_and_pushed(
+    examples_pulled: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_ann")
+    with Workspace.open(examples_pulled) as workspace:
+        _merged(workspace, "languages", "manuals", "a-merge")
+    opened: list[str] = []
+
+    async def scenario(t: Terminal) -> None:
+        monkeypatch.setattr(t.app, "open_url", opened.append)
+        await t.press("4", "o")
+        assert opened == [(examples_pulled / "adapters" / "a-merge").as_uri()]
+        assert "copied: " in t.said
+        await t.press("p")
+        await t.type("ann/pushed")
+        await t.press("enter")
+        await t.pilot.click("#yes")
+        await t.done("push")
+        assert t.app.running[0].state == "finished", t.app.running[0]
+        await t.press("e")
+        assert t.app.command == "lorahub merge languages manuals --method cat"
+        await t.press("plus", "m")
+        await t.type("louder")
+        await t.press("enter")
+        await t.done("merge")
+        assert t.app.running[0].state == "finished", t.app.running[0]
+        await t.press("4", "space", "j")
+        assert "+parent       languages weight 1" in t.screen or "-parent" in t.screen
+
+    run(examples_pulled, scenario)
+    assert "adapter_model.safetensors" in hub.files("ann/pushed")
+    with Workspace.open(examples_pulled) as workspace:
+        (parent, _) = workspace.parents(workspace.get("louder"))
+        assert parent.weight == 1.05
+
+
 def test_lineage_shows_all_generations_both_ways(examples_pulled: Path) -> None:
     with Workspace.open(examples_pulled) as workspace:
         _merged(workspace, "languages", "manuals", "once")
@@ -161,3 +231,33 @@ def test_remote_shows_what_changed_since_and_pulls_it(
         assert commit in {a.revision for a in t.app.workspace.catalog.hub_adapters()}
 
     run(home, scenario, NARROW)
+
+
+def test_a_catalogued_repository_with_an_error_shows_the_error_first() -> None:
+    entry = {"repo_id": "ann/packages", "name": "packages", "error": {"message": "gone"}}
+    assert _row(entry).mark == "!"
+    assert _row({**entry, "error": None}).mark == "●"
+    assert _row({**entry, "error": None, "state": "changed"}).mark == "↑"
+
+
+@pytest.mark.parametrize("method", ["svd", "ties"])
+def test_memory_of_the_plan_is_about_what_a_merge_takes(home: Path, method: str) -> None:
+    modules = {f"layers.{i}.q": (2048, 2048, 16) for i in range(6)}
+    with Workspace.open(home) as workspace:
+        for seed, name in enumerate(("one", "other")):
+            workspace.pull([str(write_adapter(home.parent / name, modules, seed=seed))])
+        sources = [{"adapter": "one"}, {"adapter": "other"}]
+        plan = workspace.plan(make_recipe({"method": method, "sources": sources}))
+    words = f"merge one other --method {method} --name x --workers 1 --json".split()
+    code = (
+        "import resource, sys\n"
+        "from lorahub.cli.main import app\n"
+        f"app({words!r}, standalone_mode=False)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )  # fmt: skip
+    unit = 1 if sys.platform == "darwin" else 1024
+    taken = int(done.stderr.splitlines()[-1]) * unit
+    assert 0.6 * taken < peak_memory(plan.modules, plan.method, 1) < 1.6 * taken

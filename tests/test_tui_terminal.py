@@ -11,16 +11,18 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from lorahub.workspace import Workspace
-from tests.conftest import EXAMPLES, ROOT
+from tests.conftest import EXAMPLES, ROOT, write_adapter
+from tui.jobs import Jobs
 
 WALK = ROOT / "examples" / "walkthrough.txt"
 PATIENCE = 90.0
+EDITOR = "sed -i s/svd/cat/"
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ class Tmux:
 
     def __init__(self, home: Path) -> None:
         self._socket = f"lorahub-{uuid.uuid4().hex[:8]}"
-        env = ["-e", f"LORAHUB_HOME={home}", "-e", "OMP_NUM_THREADS=1"]
+        env = ["-e", f"LORAHUB_HOME={home}", "-e", "OMP_NUM_THREADS=1", "-e", f"EDITOR={EDITOR}"]
         words = [sys.executable, "-m", "lorahub"]
         self("-f", "/dev/null", "new-session", "-d", "-x", "120", "-y", "36", *env, *words)
 
@@ -90,6 +92,60 @@ def test_killed_terminal_leaves_a_state_to_come_back_to(terminal: Tmux, home: Pa
         again.press("q")
     finally:
         again("kill-server", check=False)
+
+
+def test_editor_on_the_recipe_and_back(terminal: Tmux) -> None:
+    terminal.until("languages")
+    terminal.press("Space", "c")
+    terminal.until("--method svd")
+    terminal.press("C-e")
+    terminal.until("--method cat")
+    terminal.press("u")
+    terminal.until("--method svd")
+
+
+def test_killed_terminal_leaves_a_merge_that_goes_on_and_is_repeated(
+    terminal: Tmux, home: Path
+) -> None:
+    modules = {f"layers.{i}.q": (1024, 1024, 8) for i in range(600)}
+    with Workspace.open(home) as workspace:
+        for seed, name in enumerate(("one", "other")):
+            workspace.pull([str(write_adapter(home.parent / name, modules, seed=seed))])
+    jobs = Jobs(home)
+    words = ["merge", "one", "other", "--method", "ties", "--name", "x", "--events", "jsonl"]
+    jobs.submit(words, "merge x")
+    terminal.until("3 Run (1)")
+    terminal.press("3")
+    terminal.until("of 600 modules")
+    application = int(terminal("display", "-p", "#{pane_pid}"))
+    os.kill(int(terminal("display", "-p", "#{pid}")), signal.SIGKILL)
+    _wait(lambda: not Path(f"/proc/{application}").exists())
+    (job,) = jobs.poll()
+    assert job.state == "running"
+    assert job.pid is not None
+    os.killpg(job.pid, signal.SIGKILL)
+    _wait(lambda: not jobs.poll()[0].active)
+    again = Tmux(home)
+    try:
+        again.until("3 Run")
+        again.press("4")
+        again.until("interrupted")
+        again.press("3")
+        again.until("interrupted")
+        again.press("r")
+        again.until("of 600 modules")
+        again.press("x")
+        again.until("0 active jobs")
+    finally:
+        again("kill-server", check=False)
+    assert not (home / "adapters" / "x").exists()
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_plain_lorahub_in_a_pipe_is_help(home: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lorahub.adapter import Adapter
 from lorahub.errors import LorahubError
+from lorahub.formats.safetensors import read_header
+from lorahub.integrity import glance
 from lorahub.lineage import drawn
 from lorahub.record import Record
 from lorahub.workspace import Workspace
@@ -96,17 +99,17 @@ def scored(workspace: Workspace, names: Iterable[str]) -> str:
 
 
 def problem_of(adapter: Adapter) -> str:
-    """What a look at its weights file, without reading it, says is wrong; empty if nothing."""
+    """What the size and the header of its weights file say is wrong; empty if nothing."""
     path = adapter.weights_path
-    try:
-        found = path.stat().st_size
-    except OSError as error:
-        return f"{path}: {error.strerror}; pull it again, or remove it (x)"
-    if found != adapter.info.weights_bytes:
-        return (
-            f"{path}: has {found} bytes, {adapter.info.weights_bytes} were catalogued; "
-            "pull it again"
-        )
+    seen = glance(path, adapter.info.weights_bytes)
+    if seen is not None:
+        return f"{seen} ({path}); pull it again, or remove it (x)"
+    if path.suffix == ".safetensors":
+        try:
+            read_header(path)
+        except LorahubError as error:
+            said = error.message.removeprefix(f"{path}: ")
+            return f"damaged: {said} ({path}); pull it again, or remove it (x)"
     return ""
 
 
@@ -145,3 +148,18 @@ def _verification(adapter: Adapter) -> Iterator[str]:
     yield f"\nVerified: off by {check.worst_error:.1e} at worst, {check.tolerance:.0e} is allowed"
     for parent, kept in zip(record.parents, check.retained, strict=True):
         yield f"  {text.bar(kept, 10)} {kept:6.1%} of {parent.reference} kept"
+
+
+def neighbours(found: Sequence[Mapping[str, Any]]) -> str:
+    """What ``lorahub similar --json`` prints, as a table."""
+    if not found:
+        return "There is no other adapter to compare it with."
+    width = max(len(str(n["name"])) for n in found)
+    lines = [f"{'':{width}}  {'deltas':16} subspaces  spectra"]
+    for n in found:
+        share = text.bar(abs(n["delta"]), 8)
+        lines.append(
+            f"{n['name']:{width}}  {share} {n['delta']:+.3f} {n['subspace']:11.3f} "
+            f"{n['spectrum']:8.3f}"
+        )
+    return "\n".join(lines)

@@ -96,6 +96,8 @@ class Draft:
 
     def command(self) -> str:
         """The command line that runs the same; through a file where options do not say it all."""
+        if not any(not i.muted for i in self.inputs):
+            return "lorahub merge --help"
         known = {"method", "parameters", "output", *OPTIONS}
         plain = all(set(i.source) <= {"adapter", "weight"} for i in self.inputs)
         output = self.rest.get("output", {})

@@ -16,7 +16,7 @@ OPTIONS: Mapping[str, str] = {
     "scale": "factor on the merged delta",
     "normalize": "true or false",
     "budget": "40MB, 30%, rank 8, 2M params",
-    "allocate": "relative, energy, welore, uniform",
+    "allocate": "relative, energy, welore, prune, uniform",
     "pack": "8 times smaller, or 40MB",
     "dtype": "F32, F16, BF16",
     "seed": "0",

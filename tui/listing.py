@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorahub.adapter import Adapter
+from lorahub.integrity import glance
 from store import AdapterSummary, Catalog
 from tui import text
 from tui.basket import why_not_row
@@ -64,7 +65,11 @@ def page(catalog: Catalog, query: Query, sort: str, first: int, *, descending: b
         )
     children = catalog.child_counts([s.id for s in found])
     return [
-        Entry(s, "" if Path(s.folder).is_dir() else "files are gone", children.get(s.id, 0))
+        Entry(
+            s,
+            glance(Path(s.folder) / s.weights_file, s.weights_bytes) or "",
+            children.get(s.id, 0),
+        )
         for s in found
     ]
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from lorahub.engine.plan import Plan
+from lorahub.engine.sizes import peak_memory
 from lorahub.errors import LorahubError, NotFoundError
 from lorahub.output import check_name
+from lorahub.parallel import usable_cpus
 from lorahub.workspace import Workspace
 from tui import text
 from tui.draft import Draft
@@ -33,7 +37,33 @@ class Outlook:
     problem: str = ""
 
 
-def outlook(workspace: Workspace, draft: Draft) -> Outlook:
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """What `lorahub compare` found of the energy of the plain sum.
+
+    Attributes:
+        names: The adapters it compared; none before it did.
+        kept: Share (0..1) of the energy that rank 1, 2, ... keeps.
+    """
+
+    names: frozenset[str] = frozenset()
+    kept: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, comparison: Mapping[str, Any]) -> Energy:
+        """Read it from what ``lorahub compare --json`` prints."""
+        names = frozenset(str(n["adapter"]) for n in comparison["norms"])
+        return cls(names, tuple(comparison["total"]["energy"]))
+
+    def at(self, rank: int, names: Iterable[str]) -> str:
+        """What a rank keeps, in words; or how to find out, for adapters that were not compared."""
+        if not self.kept or self.names != set(names):
+            return "o computes it"
+        share = self.kept[min(rank, len(self.kept)) - 1]
+        return f"{share:.1%} of the plain sum's energy at rank {rank}"
+
+
+def outlook(workspace: Workspace, draft: Draft, energy: Energy) -> Outlook:
     """Plan a draft from what the catalog knows; nothing is pulled."""
     try:
         if draft.name:
@@ -49,7 +79,7 @@ def outlook(workspace: Workspace, draft: Draft) -> Outlook:
         warnings.append(f"an adapter named '{draft.name}' is there already: choose another name")
     if not draft.name:
         warnings.append("the result has no name yet")
-    return Outlook(_facts(plan, _seconds(workspace, plan)), tuple(warnings))
+    return Outlook(_facts(plan, _seconds(workspace, plan), energy), tuple(warnings))
 
 
 def _known(workspace: Workspace, reference: str) -> None:
@@ -61,9 +91,10 @@ def _known(workspace: Workspace, reference: str) -> None:
         ) from error
 
 
-def _facts(plan: Plan, seconds: float | None) -> tuple[tuple[str, str], ...]:
+def _facts(plan: Plan, seconds: float | None, energy: Energy) -> tuple[tuple[str, str], ...]:
     licences = sorted({a.info.license or "unknown" for a in plan.adapters})
     given = {k: v for k, v in plan.parameters.items() if v is not None}
+    workers = min(usable_cpus(), 8)
     facts = (
         ("base model", plan.base_model or ""),
         ("inputs", str(len(plan.adapters))),
@@ -79,6 +110,8 @@ def _facts(plan: Plan, seconds: float | None) -> tuple[tuple[str, str], ...]:
         ("licences", ", ".join(licences)),
         ("time", f"about {text.span(seconds)}, as earlier merges by {plan.method.name}"
                  if seconds is not None else ""),
+        ("memory", f"about {text.size(peak_memory(plan.modules, plan.method, workers))}"),
+        ("kept", energy.at(plan.rank, (a.name for a in plan.adapters))),
         ("paper", plan.method.paper),
     )  # fmt: skip
     return tuple((key, value) for key, value in facts if value)

@@ -37,12 +37,12 @@ class Query:
 
     def command(self, sort: str, *, descending: bool) -> str:
         """The command line that lists the same."""
-        if self.words:
+        conditions = [w for k, v in pairs(self.text) if k in KEYS and v for w in (f"--{k}", v)]
+        if self.words and not conditions:
             return f"lorahub search {shlex.join(self.words.split())}"
-        parts = ["lorahub", "ls"]
-        for key, value in pairs(self.text):
-            if key in KEYS:
-                parts += [f"--{key}", value]
+        parts = ["lorahub", "ls", *conditions]
+        if self.words:
+            return shlex.join([*parts, "--search", self.words])
         if sort != "name":
             parts += ["--sort", sort]
         if descending:

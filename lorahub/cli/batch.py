@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -48,7 +48,8 @@ def batch(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Begin however many merges it is.")] = False,
     report: Annotated[
-        Path | None, typer.Option("--report", help="Markdown file for a report.")
+        Path | None,
+        typer.Option("--report", help="Report to write: .md, with a chart, or .json."),
     ] = None,
     events: sink.Events = None,
     as_json: sink.Json = False,
@@ -56,19 +57,27 @@ def batch(
     """Merge many recipes and sweeps; what is there already stays, failures do not stop the rest."""
     lines = events is not None
     with sink.errors("batch", as_json=as_json, events=lines):
-        from lorahub.batch import ASK_FROM, gather, markdown
+        from lorahub.batch import ASK_FROM, gather
         from lorahub.executors import choose
-        from lorahub.output import write_text
+        from lorahub.reporting import check_report, write_report
         from lorahub.workspace import Workspace
+
+        if report is not None:
+            check_report(report)
 
         sweeps = gather(files)
         total = sum(sweep.size for sweep in sweeps)
         if total >= ASK_FROM and not yes:
             raise UsageError(f"these are {total} merges", hint="pass --yes if that is meant")
 
+        labels: dict[str, Mapping[str, str]] = {}
+
         def recipes() -> Iterator[Recipe]:
             for sweep in sweeps:
-                yield from sweep.recipes()
+                for recipe, own in sweep.labelled():
+                    output = recipe.output
+                    labels[output.name or (output.folder.name if output.folder else "")] = own
+                    yield recipe
 
         with sink.progress(events=lines) as listener, Workspace.open() as workspace:
             if dry_run:
@@ -88,7 +97,7 @@ def batch(
                 )
             )
         if report is not None:
-            write_text(report.absolute(), markdown(outcomes))
+            write_report(report.absolute(), outcomes, labels)
         _print(outcomes, as_json=as_json, events=lines)
 
 
@@ -111,10 +120,11 @@ def _print_forecast(forecast: Forecast, *, as_json: bool) -> None:
 
 def _print(outcomes: Sequence[Outcome], *, as_json: bool, events: bool) -> None:
     from lorahub.batch import counts
+    from lorahub.reporting import row
 
     failed = [o for o in outcomes if o.error is not None]
     status = "ok" if not failed else "partial" if len(failed) < len(outcomes) else "error"
-    rows = [_row(o) for o in outcomes]
+    rows = [row(o) for o in outcomes]
     if events:
         sink.print_event(Finished({"status": status, "merges": rows}))
     elif as_json:
@@ -137,17 +147,3 @@ def _print(outcomes: Sequence[Outcome], *, as_json: bool, events: bool) -> None:
         sink.note(", ".join(f"{n} {state}" for state, n in counts(outcomes).items()))
     if failed:
         raise typer.Exit(ExitCode.PARTIAL)
-
-
-def _row(outcome: Outcome) -> dict[str, Any]:
-    error = outcome.error
-    return {
-        "name": outcome.name,
-        "state": outcome.state,
-        "folder": str(outcome.folder),
-        "seconds": outcome.seconds,
-        "rank": outcome.rank,
-        "truncation": outcome.truncation,
-        "retained": outcome.retained,
-        "error": error and sink.plain_error(error),
-    }

@@ -53,6 +53,10 @@ def ls(
     used_in: Annotated[
         str | None, typer.Option("--used-in", metavar="REF", help="Parents of this merged adapter.")
     ] = None,
+    words: Annotated[
+        str | None,
+        typer.Option("--search", help="Has these words, best first; as `lorahub search`."),
+    ] = None,
     sort: Annotated[str, typer.Option("--sort", help="name, created, rank, size, base.")] = "name",
     reverse: Annotated[bool, typer.Option("--reverse", help="Descending order.")] = False,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Rows to show.")] = 50,
@@ -85,6 +89,10 @@ def ls(
         )
         if facets:
             _print_facets(workspace.facets(where), as_json=as_json)
+            return
+        if words:
+            rows = workspace.search(words, limit=limit, offset=offset, where=where)
+            _print_rows(rows, workspace, as_json=as_json)
             return
         rows = workspace.adapters(where, sort=sort, descending=reverse, limit=limit, offset=offset)
         total = workspace.count(where)

@@ -198,7 +198,7 @@ def parse_source(text: str) -> dict[str, Any]:
         InvalidRecipeError: What follows the last colon is no number.
     """
     reference, mark, weight = text.rpartition(":")
-    if not mark or reference in {"hf", ""} or weight.startswith("//"):
+    if not mark or not reference or ("://" in text and "/" in weight):
         return {"adapter": text}
     try:
         return {"adapter": reference, "weight": float(weight)}
@@ -252,6 +252,11 @@ def _recipe(
     from lorahub.recipe_file import load_recipe
 
     parameters = {k: v for k, v in parameters.items() if v is not None}
+    if output is not None and re.match(r"[\w+-]{2,}:/", str(output)):
+        raise UsageError(
+            f"-o {output}: results are made in a folder of this machine",
+            hint="then `lorahub export NAME URL`, or a recipe with output.export",
+        )
     where = {"name": name, "folder": output and output.absolute()}
     where = {k: v for k, v in where.items() if v is not None}
     files = [s for s in sources if re.search(r"\.ya?ml$", s)]

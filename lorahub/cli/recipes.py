@@ -41,10 +41,10 @@ def check_recipes(
     as_json: sink.Json = False,
 ) -> None:
     """Check recipe files, their methods and parameters; sources are not looked up."""
-    from lorahub.batch import checked
+    from lorahub.sweep import load_sweep
 
     with sink.errors("recipes check", as_json=as_json):
-        counts = [(file, sum(1 for _ in checked(file))) for file in files]
+        counts = [(file, sum(1 for _ in load_sweep(file).recipes())) for file in files]
         if as_json:
             sink.print_json([{"file": file, "merges": count} for file, count in counts])
         else:

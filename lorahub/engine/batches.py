@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lorahub.adapter import DTYPE_BYTES
 from lorahub.engine.plan import Plan, PlannedModule
+from lorahub.engine.sizes import CPU_BATCH_BYTES
 from lorahub.errors import InvalidAdapterError, ResourceError, UsageError
 from lorahub.events import Advanced, Listener, PhaseStarted
 from lorahub.formats.safetensors import TensorFile
@@ -32,9 +33,6 @@ from lorahub.parallel import usable_cpus
 T = TypeVar("T")
 Work = Callable[[Sequence[PlannedModule], Stack], Sequence[T]]
 Allocate = Callable[[str, Sequence[int]], Tensor]
-
-CPU_BATCH_BYTES = 8 << 20
-"""Stacked float32 factors in a batch on a CPU: what a core's cache holds beside the rest."""
 
 GPU_BATCH_BYTES = 1 << 30
 """The same on a GPU, at most a quarter of its free memory."""

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 DEFAULT_RULE: Rule = "relative"
 """How a budget is distributed where nothing is said."""
 
+CPU_BATCH_BYTES = 8 << 20
+"""Stacked float32 factors in a batch on a CPU: what a core's cache holds beside the rest."""
+
+# Measured: what a process has before it merges, the batches' room that a worker takes at its
+# peak, and what methods that look at elements take beside it.
+LIBRARIES_BYTES = 270 << 20
+BATCHES_OF_A_WORKER = 5
+ELEMENTS_BYTES = 96 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:
@@ -74,6 +83,19 @@ def budget_for(
         width_total=sum(widths),
     )
     return Budget(most, allocate or method.allocation or DEFAULT_RULE)
+
+
+def peak_memory(modules: Sequence[PlannedModule], method: Method, workers: int) -> int:
+    """Roughly the memory (bytes) of a process that merges these modules on a CPU.
+
+    It does not grow with their number, only with the largest one.
+    """
+    stacked = [4 * m.total_rank * (m.d_in + m.d_out) for m in modules]
+    batch = min(max(*stacked, CPU_BATCH_BYTES), sum(stacked))
+    size = LIBRARIES_BYTES + min(workers, len(modules)) * BATCHES_OF_A_WORKER * batch
+    if method.space == "delta":
+        size += ELEMENTS_BYTES + 5 * max(m.d_in * m.d_out for m in modules)
+    return size
 
 
 def pack_target(pack: str | float | None, dtype: str | None) -> PackTarget | None:

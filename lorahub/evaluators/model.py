@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, wraps
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lorahub.errors import EvaluationError, LorahubError
-from lorahub.suite_process import REFUSED
+from lorahub.suites import REFUSED
 
 Spec = Mapping[str, Any]
 """A suite's `lorahub.suites.ModelSpec` as plain data, with a base."""
@@ -21,16 +19,15 @@ Score = Callable[[Spec, str], dict[str, float]]
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", None: "auto"}
 
 
-def refusing(figures: Score) -> Score:
-    """``figures`` for a process that ends with the reason where there can be no figures."""
+def refusing(figures: Score) -> Callable[[Spec, str], dict[str, Any]]:
+    """``figures`` for another process, which gets the reason where there can be none."""
 
     @wraps(figures)
-    def told(spec: Spec, folder: str) -> dict[str, float]:
+    def told(spec: Spec, folder: str) -> dict[str, Any]:
         try:
-            return figures(spec, folder)
+            return dict(figures(spec, folder))
         except LorahubError as error:
-            sys.stderr.write("\n" + json.dumps([error.message, error.hint]) + "\n")
-            sys.exit(REFUSED)
+            return {REFUSED: [error.message, error.hint]}
 
     return told
 
@@ -63,9 +60,11 @@ def adapted(spec: Spec, folder: str) -> Iterator[tuple[Any, Any]]:
         peft = PeftModel.from_pretrained(model, folder)
         keys = peft.load_adapter(folder, "default")
     except Exception as error:  # whatever PEFT finds wrong with it
+        _base.cache_clear()  # it may have a part of the adapter in it
         raise EvaluationError(f"{wrong}: {_first_line(error)}", hint=hint) from error
     lost = [*keys.missing_keys, *keys.unexpected_keys]
     if lost:
+        _base.cache_clear()
         raise EvaluationError(f"{wrong}: '{lost[0]}' is only in one of them", hint=hint)
     try:
         yield model.eval(), tokenizer

@@ -75,13 +75,10 @@ _worker: Worker | None = None
 
 
 def _begin(start: Start, stop: Event) -> None:
-    """Make a process ready to merge, with one thread, until ``stop`` is set."""
-    import torch
-
+    """Make a process ready to merge until ``stop`` is set."""
     global _worker
     # Ctrl-C reaches every process of a terminal; the first one stops the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
     _worker = start(_until(stop))
 
 

@@ -27,6 +27,9 @@ ANSWER_SECONDS = 10
 CANCEL_SECONDS = 30
 """How long a task may take to end once it is interrupted; then its process is killed."""
 
+INTERRUPT_SECONDS = 0.5
+"""How long Ctrl-C may go unnoticed while tasks are waited for."""
+
 INSTALL = "pip install 'lorahub-kit[ray]'"
 
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
@@ -195,7 +198,10 @@ class _Pool:
     def wait(self, handles: Collection[ObjectRef[Any]]) -> list[ObjectRef[Any]]:
         import ray
 
-        return ray.wait(list(handles))[0]
+        ended: list[ObjectRef[Any]] = []
+        while not ended:  # Ctrl-C is noticed between two questions only
+            ended = ray.wait(list(handles), timeout=INTERRUPT_SECONDS)[0]
+        return ended
 
     def result(self, handle: ObjectRef[Any]) -> list[Outcome]:
         import ray
@@ -238,9 +244,6 @@ def _make(version: str, batch: str, start: Start, group: Group) -> list[Outcome]
                 hint="install the same version on all machines",
             )
         if batch not in _workers:
-            import torch
-
-            torch.set_num_threads(1)
             _workers.clear()
             _workers[batch] = start(ignore)
     except LorahubError as error:

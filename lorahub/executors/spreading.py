@@ -69,7 +69,7 @@ def spread(
                 elif free:
                     running[pool.submit(free)] = free
             waiting.extendleft(reversed(blocked))
-            for handle in pool.wait(running):
+            for handle in pool.wait(running) if running else ():
                 group = running.pop(handle)
                 try:
                     outcomes = pool.result(handle)

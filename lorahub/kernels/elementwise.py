@@ -9,6 +9,7 @@ faster than tensors of booleans.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -35,10 +36,10 @@ class _Scratch:
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
 
-    def get(self, name: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Uninitialised, in the shape of ``like``."""
+    def get(self, name: str, like: Tensor) -> Tensor:
+        """Uninitialised, in the shape and dtype of ``like``."""
         if name not in self._kept or len(self._kept[name]) < len(like):
-            self._kept[name] = torch.empty_like(like, dtype=dtype)
+            self._kept[name] = like.new_empty(like.shape)
         return self._kept[name][: len(like)]
 
 
@@ -47,8 +48,8 @@ def weighted_sum(deltas: Deltas) -> Combine:
     scratch = _Scratch()
 
     def combine(X: Tensor) -> Tensor:
-        total = scratch.get("total", X[0]).zero_()
-        for x, weight in zip(X, deltas.weights, strict=True):
+        total = torch.mul(X[0], deltas.weights[0], out=scratch.get("total", X[0]))
+        for x, weight in zip(X[1:], deltas.weights[1:], strict=True):
             total.add_(x, alpha=weight)
         return total
 
@@ -67,15 +68,19 @@ def disjoint_mean(deltas: Deltas, majority_sign: MajoritySign) -> Combine:
     def combine(X: Tensor) -> Tensor:
         sign, total, count = (scratch.get(name, X[0]) for name in ("sign", "total", "count"))
         votes = X if majority_sign == "total" else X.sign()
-        torch.sum(votes, 0, out=total)
+        total.copy_(votes[0])
+        for vote in votes[1:]:
+            total.add_(vote)
         torch.ge(total, 0.0, out=sign)
         sign.mul_(2).sub_(1)
-        total.zero_()
-        count.zero_()
-        for x, weight in zip(X, deltas.weights, strict=True):
+        for t, (x, weight) in enumerate(zip(X, deltas.weights, strict=True)):
             x.mul_(sign).relu_()
-            total.add_(x, alpha=weight)
-            count.add_(x.sign_())
+            if t == 0:
+                torch.mul(x, weight, out=total)
+                torch.sign(x, out=count)
+            else:
+                total.add_(x, alpha=weight)
+                count.add_(x.sign_())
         return total.mul_(sign).div_(count.clamp_min_(1))
 
     return combine
@@ -108,17 +113,21 @@ def band(deltas: Deltas, density: float, outliers: float) -> Prune:
     return prune
 
 
-def drop(deltas: Deltas, density: float) -> Prune:
-    """Keep each element with probability ``density`` and divide it by that; zero the rest."""
-    kept, level = _chances(torch.tensor(density, dtype=torch.float64))
-    scratch = _Scratch()
+def drop(deltas: Deltas, density: float) -> tuple[Prune, Deltas]:
+    """Keep each element with probability ``density``; zero the rest.
+
+    Also returns the deltas with weights that are divided by that probability: rescaling takes no
+    work of its own then.
+    """
+    kept, last = _chances(torch.tensor(density, dtype=torch.float64))
+    bound, draws, scratch = int(last), Draws(deltas), _Scratch()
 
     def prune(row: int, X: Tensor) -> None:
-        for x, place in zip(X, deltas.places, strict=True):
-            u = _uniform(deltas.seed, place, row, x, scratch)
-            x.mul_(torch.lt(u, float(level), out=u).mul_(1 / float(kept)))
+        for t, x in enumerate(X):
+            u = draws.block(t, row, len(x))
+            x.mul_(scratch.get("mask", x).copy_(torch.le(u, bound, out=u)))
 
-    return prune
+    return prune, replace(deltas, weights=tuple(w / float(kept) for w in deltas.weights))
 
 
 def drop_by_rank(deltas: Deltas, density: float, window: float) -> Prune:
@@ -130,51 +139,56 @@ def drop_by_rank(deltas: Deltas, density: float, window: float) -> Prune:
     n = deltas.shape[1]
     window = min(window, 2 * density, 2 * (1 - density))
     rises = (torch.arange(n, dtype=torch.float64) + 0.5) / n - 0.5
-    kept, level = _chances(density + rises * window)
-    scratch = _Scratch()
+    kept, last = _chances(density + rises * window)
+    draws = Draws(deltas)
 
     def prune(row: int, X: Tensor) -> None:
         gains = (1 / kept).to(X.device, X.dtype)
-        levels = level.to(X.device, X.dtype)
-        for x, place in zip(X, deltas.places, strict=True):
+        bounds = last.to(X.device, torch.int16)
+        for t, x in enumerate(X):
             order = _ascending(x.abs())
-            u = _uniform(deltas.seed, place, row, x, scratch).gather(1, order)
-            mask = torch.lt(u, levels, out=u).mul_(gains)
+            u = draws.block(t, row, len(x)).gather(1, order)
+            mask = torch.le(u, bounds, out=u).to(x.dtype).mul_(gains)
             x.mul_(torch.empty_like(x).scatter_(1, order, mask))
 
     return prune
 
 
-def uniform(seed: int, place: int, row: int, like: Tensor) -> Tensor:
-    """Whole numbers from -2^23 to 2^23 - 1, uniform, for a block of rows from ``row`` on.
+class Draws:
+    """A random number for every element of every delta, by blocks of rows.
 
-    Each is a hash of (seed, place, row, column) and depends on nothing else; the shape, dtype
-    and device are those of ``like``.
+    Each is a hash of (seed, place of the adapter, row, column) and depends on nothing else.
     """
-    return _uniform(seed, place, row, like, _Scratch())
 
+    def __init__(self, deltas: Deltas) -> None:
+        d_out, self._columns = deltas.shape
+        # Two columns share a hash of 32 bits, each half of them.
+        sides = ((0, d_out), (1, (self._columns + 1) // 2))
+        self._down, self._across = (
+            [_key(deltas.seed, 2 * place + side, size).to(deltas.A[0].device)
+             for place in deltas.places]
+            for side, size in sides
+        )  # fmt: skip
+        self._scratch = _Scratch()
 
-def _uniform(seed: int, place: int, row: int, like: Tensor, scratch: _Scratch) -> Tensor:
-    rows, columns = like.shape
-    x, y = (scratch.get(name, like, torch.int32) for name in ("hash", "shifted"))
-    down = _key(seed, 2 * place, row, rows, like.device)[:, None]
-    across = _key(seed, 2 * place + 1, 0, columns, like.device)
-    torch.bitwise_xor(down, across, out=x)
-    # The keys are mixed: the second half of a 32-bit mixing function (lowbias32) is enough.
-    x.mul_(0x7FEB352D)
-    torch.bitwise_right_shift(x, 15, out=y)
-    x.bitwise_xor_(y.bitwise_and_(0x1FFFF))
-    x.mul_(0x846CA68B - (1 << 32))
-    return scratch.get("uniform", like).copy_(x.bitwise_right_shift_(8))
+    def block(self, t: int, row: int, rows: int) -> Tensor:
+        """(rows, d_in) int16, every value as likely, of delta t; the next call may overwrite it."""
+        down = self._down[t][row : row + rows, None]
+        like = down.expand(-1, len(self._across[t]))
+        x, y = (self._scratch.get(name, like) for name in ("hash", "shifted"))
+        torch.bitwise_xor(down, self._across[t], out=x)
+        # The keys are mixed: the second half of a 32-bit mixing function (lowbias32) is enough.
+        x.mul_(0x7FEB352D)
+        torch.bitwise_right_shift(x, 15, out=y)
+        x.bitwise_xor_(y.bitwise_and_(0x1FFFF))
+        x.mul_(0x846CA68B - (1 << 32))
+        return x.view(torch.int16)[:, : self._columns]
 
 
 def _chances(probability: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities as multiples of 2^-24, and the numbers that so large a share is below.
-
-    Both are exact in float32, so that every precision makes the same choices.
-    """
-    parts = (probability * 2**24).ceil()
-    return parts / 2**24, parts - 2**23
+    """Probabilities as multiples of 2^-16, at least one, and the last draw of so large a share."""
+    parts = (probability * 2**16).round().clamp_min(1)
+    return parts / 2**16, parts - 1 - 2**15
 
 
 def _ascending(magnitudes: Tensor) -> Tensor:
@@ -188,14 +202,14 @@ def _ascending(magnitudes: Tensor) -> Tensor:
     return keys.bitwise_and_(0x7FFF_FFFF)
 
 
-def _key(seed: int, stream: int, first: int, count: int, device: torch.device) -> Tensor:
-    """32 mixed bits for every number from ``first`` on (SplitMix64)."""
-    start = np.uint64((seed + stream * 0xD1342543DE82EF95 + first * _STEP) & _MASK)
+def _key(seed: int, stream: int, count: int) -> Tensor:
+    """32 mixed bits for every number below ``count`` (SplitMix64)."""
+    start = np.uint64((seed + stream * 0xD1342543DE82EF95) & _MASK)
     with np.errstate(over="ignore"):
         z = start + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_STEP)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return torch.from_numpy((z >> np.uint64(32)).astype(np.uint32).view(np.int32)).to(device)
+    return torch.from_numpy((z >> np.uint64(32)).astype(np.uint32).view(np.int32))
 
 
 def thresholds(deltas: Deltas, count: int) -> tuple[float, ...]:

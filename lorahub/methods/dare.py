@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lorahub.kernels.delta import Deltas, Merged
 
 RandomDensity = Annotated[
-    float, Field(gt=0, le=1, description="Probability of an element to be kept")
+    float, Field(gt=0, le=1, description="Probability of an element to be kept, to within 2^-16")
 ]
 
 
@@ -25,7 +25,8 @@ def merge_elements(deltas: Deltas, density: float) -> Merged:
     from lorahub.kernels.delta import Merged
     from lorahub.kernels.elementwise import drop, weighted_sum
 
-    return Merged(deltas, drop(deltas, density), weighted_sum(deltas))
+    prune, rescaled = drop(deltas, density)
+    return Merged(deltas, prune, weighted_sum(rescaled))
 
 
 @method(

@@ -20,7 +20,8 @@ def merge_elements(deltas: Deltas, density: float, majority_sign: MajoritySign) 
     from lorahub.kernels.delta import Merged
     from lorahub.kernels.elementwise import disjoint_mean, drop
 
-    return Merged(deltas, drop(deltas, density), disjoint_mean(deltas, majority_sign))
+    prune, rescaled = drop(deltas, density)
+    return Merged(deltas, prune, disjoint_mean(rescaled, majority_sign))
 
 
 @method(

@@ -103,6 +103,7 @@ class Method:
                 raise InvalidRecipeError(
                     f"method '{self.name}' has no parameter '{name}'",
                     hint=f"{takes}{_did_you_mean(name, known)}",
+                    key=("parameters", name),
                 )
         try:
             return self.schema.model_validate(dict(given)).model_dump()
@@ -113,6 +114,7 @@ class Method:
                 f"method '{self.name}', parameter '{field}': {first['msg'].lower()}, "
                 f"got {first['input']!r}",
                 hint=f"see `lorahub methods show {self.name}`",
+                key=("parameters", *first["loc"]),
             ) from error
 
 
@@ -270,6 +272,7 @@ def get(name: str) -> Method:
         raise InvalidRecipeError(
             f"there is no merge method '{name}'",
             hint=f"known: {', '.join(known)}{_did_you_mean(name, list(known))}",
+            key=("method",),
         )
     return known[name]
 

@@ -29,7 +29,6 @@ __all__ = [
     "Manifest",
     "Unfinished",
     "get_folder",
-    "holds",
     "put_files",
     "put_folder",
     "read_file",
@@ -98,7 +97,10 @@ def put_files(
         listener(Advanced("upload", done, path.name))
     there.look()
     if not there.has_all_of(new):
-        raise StorageError(f"{there.url}: the store did not keep what was sent", hint="try again")
+        raise StorageError(
+            f"{there.url}: does not hold what was sent",
+            hint="another process may be uploading there too; try again",
+        )
     there.write(MANIFEST, new.to_json())
     there.remove(UPLOAD)
     return new
@@ -113,16 +115,6 @@ def stored(url: str) -> Manifest | None:
     there = Folder.at(url)
     manifest = there.manifest()
     return manifest if manifest and there.has_all_of(manifest) else None
-
-
-def holds(url: str, content_hash: str) -> bool:
-    """Whether the whole adapter of that content is at a storage URL.
-
-    Raises:
-        LorahubError: As `stored`.
-    """
-    manifest = stored(url)
-    return manifest is not None and manifest.content_hash == content_hash
 
 
 def read_file(url: str, name: str) -> bytes:

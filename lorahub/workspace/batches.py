@@ -42,24 +42,29 @@ class Batches(Recipes):
         Raises:
             LorahubError: As `batch`, and as `plan` of any of the recipes.
         """
-        from lorahub.batch import Forecast, seconds_for
+        from lorahub.batch import Forecast, groups
+        from lorahub.cost import Cost, Speed, cost_of
 
         merger = Merger(self.config, self.catalog)
         items = self._ordered(recipes, merger)
         sources = self._finder(items, listener)
         unchanged = unknown = read = written = 0
         seconds = 0.0
-        for item in items:
-            if item.needs:
-                unknown += 1
-                continue
-            plan = self._plan(item.recipe, sources, listener)
-            if merger.is_there(item.recipe, plan):
-                unchanged += 1
-                continue
-            read += plan.input_bytes
-            written += plan.output_bytes
-            seconds += seconds_for(plan)
+        for group in groups(items):
+            costs: list[Cost] = []
+            for item in group:
+                if item.needs:
+                    unknown += 1
+                    continue
+                plan = self._plan(item.recipe, sources, listener)
+                if merger.is_there(item.recipe, plan):
+                    unchanged += 1
+                    continue
+                costs.append(cost_of(plan))
+            if costs:
+                seconds += Speed().seconds(costs)
+                read += sum(cost.input_bytes for cost in costs)
+                written += sum(cost.output_bytes for cost in costs)
         return Forecast(len(items), unchanged, unknown, read, written, seconds)
 
     def batch(
@@ -173,7 +178,8 @@ class Batches(Recipes):
         return partial(start_worker, self.config, names, resume, device)
 
     def _ordered(self, recipes: Iterable[Recipe], merger: Merger) -> list[Item]:
-        from lorahub.batch import check_method, ordered
+        from lorahub.batch import ordered
+        from lorahub.recipe import check_method
 
         def named() -> Iterator[tuple[Recipe, str, Path]]:
             for recipe in recipes:
@@ -335,6 +341,9 @@ def start_worker(
     config: Config, made: set[str], resume: bool, device: str, listener: Listener
 ) -> Worker:
     """A worker in a process of its own, which merges on one thread."""
+    import torch
+
+    torch.set_num_threads(1)
     workspace = Batches(config, Catalog.open(config.database))
     find = workspace._remembering(made, ignore)  # noqa: SLF001
     return Maker(workspace, find, resume, device, 1, listener)

@@ -42,9 +42,11 @@ class Finding(Base):
             where, sort=sort, descending=descending, limit=limit, offset=offset
         )
 
-    def search(self, words: str, *, limit: int = 50) -> list[AdapterSummary]:
+    def search(
+        self, words: str, *, limit: int = 50, offset: int = 0, where: AdapterFilter | None = None
+    ) -> list[AdapterSummary]:
         """Full-text search, best first; without hits, for the `corrected` words."""
-        return self.catalog.search(words, limit=limit)
+        return self.catalog.search(words, limit=limit, offset=offset, where=where)
 
     def corrected(self, words: str) -> str:
         """The words, with each that nothing has replaced by the nearest that something has."""

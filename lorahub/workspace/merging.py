@@ -43,13 +43,9 @@ class Merging(Pulling, Publishing):
 
     def _plan(self, recipe: Recipe, find: Callable[[str], Adapter], listener: Listener) -> Plan:
         """`plan`, with sources looked up by ``find``."""
-        from lorahub.methods.registry import get as get_method
-        from lorahub.recipe import AUTO, check_auto
+        from lorahub.recipe import AUTO, check_method
 
-        if recipe.method == AUTO:
-            check_auto(recipe)
-        else:
-            get_method(recipe.method).parameters(recipe.parameters)
+        check_method(recipe)
         adapters = [find(s.adapter) for s in recipe.sources]
         if recipe.method != AUTO:
             return plan_for(recipe, adapters)

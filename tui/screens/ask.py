@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from textual.app import ComposeResult
 from textual.widgets import Input, Static
 
@@ -25,7 +27,8 @@ class AskDialog(Dialog[str]):
     def on_input_changed(self, event: Input.Changed) -> None:
         """Show the command."""
         if self._command:
-            self.query_one("#made", Static).update(text.shown(f"$ {self._command} {event.value}"))
+            line = f"$ {self._command} {shlex.quote(event.value)}" if event.value else ""
+            self.query_one("#made", Static).update(text.shown(line))
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Enter answers."""

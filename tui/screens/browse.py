@@ -18,11 +18,8 @@ from tui.actions import bindings
 from tui.basket import why_not
 from tui.listing import Entry
 from tui.query import Query, parse, toggled
-from tui.screens.ask import AskDialog
+from tui.screens.browse_deeds import BrowseDeeds
 from tui.screens.browse_reading import BrowseReading
-from tui.screens.confirm import ConfirmDialog
-from tui.screens.export import ExportDialog
-from tui.screens.push import PushDialog
 from tui.widgets.detail import Detail
 from tui.widgets.facets import Facets
 from tui.widgets.paged_table import PagedTable, Row
@@ -30,7 +27,7 @@ from tui.widgets.paged_table import PagedTable, Row
 OF_A_ROW = {"pick", "export", "push", "remove", "copy", "look", "verify"}
 
 
-class BrowseScreen(BrowseReading):
+class BrowseScreen(BrowseDeeds):
     """The home screen."""
 
     scope = "browse"
@@ -41,6 +38,7 @@ class BrowseScreen(BrowseReading):
         super().__init__()
         self.filter = Query()
         self._restoring = True
+        self._problems: dict[str, str] = {}
 
     def body(self) -> ComposeResult:
         """Facets, the filter over the table, details."""
@@ -75,12 +73,6 @@ class BrowseScreen(BrowseReading):
         """The adapter under the cursor."""
         row = self.table.row
         return row.value.summary if row is not None else None
-
-    @property
-    def chosen(self) -> str:
-        """Its name, where there is one."""
-        assert self.row is not None
-        return self.row.name
 
     def load(self) -> None:
         """Read the first page anew."""
@@ -121,14 +113,31 @@ class BrowseScreen(BrowseReading):
 
     def on_browse_reading_described(self, event: BrowseReading.Described) -> None:
         """Show the details, if the cursor is still there; a damaged adapter says so in its row."""
-        if self.row is None or self.row.name != event.description.name:
+        name, problem = event.description.name, event.description.problem
+        if self._problems.get(name, "") != problem:
+            self._problems[name] = problem
+            self._mark()
+        if self.row is None or self.row.name != name:
             return
-        self.query_one(Detail).show(event.description)
-        if event.description.problem:
-            row = self.table.row
-            assert row is not None
-            entry = replace(row.value, problem="damaged")
-            self.table.update(self.table.cursor, self._rows([entry])[0])
+        detail = self.query_one(Detail)
+        detail.show(event.description)
+        self._seek_similar()
+
+    def on_tabbed_content_tab_activated(self) -> None:
+        """What is similar is sought once somebody looks."""
+        self._seek_similar()
+
+    def _seek_similar(self) -> None:
+        detail = self.query_one(Detail)
+        if self.row is not None and detail.seeks_similar:
+            detail.show_similar(f"$ lorahub similar {self.row.name}\n\ncomparing ...")
+            self.read_similar(self.row.name)
+
+    def on_browse_reading_resembled(self, event: BrowseReading.Resembled) -> None:
+        """Show what is similar, if the cursor is still there."""
+        if self.row is not None and self.row.name == event.name:
+            shown = f"$ lorahub similar {event.name}\n\n{event.words}"
+            self.query_one(Detail).show_similar(shown)
 
     def on_browse_reading_picked(self, event: BrowseReading.Picked) -> None:
         """Take it into the basket, or say why not."""
@@ -145,7 +154,15 @@ class BrowseScreen(BrowseReading):
 
     def _rows(self, rows: Sequence[Entry]) -> list[Row]:
         basket, named = app_of(self).basket, set(self._basket())
-        return [listing.row(r, basket, picked=r.summary.name in named) for r in rows]
+        known = self._problems
+        return [
+            listing.row(
+                replace(r, problem=r.problem or known.get(r.summary.name, "")),
+                basket,
+                picked=r.summary.name in named,
+            )
+            for r in rows
+        ]
 
     def _basket(self) -> list[str]:
         return [i.adapter for i in app_of(self).draft.inputs]
@@ -253,48 +270,3 @@ class BrowseScreen(BrowseReading):
         detail = self.query_one(Detail)
         detail.toggle_class("-hidden")
         app_of(self).remember(details=not detail.has_class("-hidden"))
-
-    def do_copy(self) -> None:
-        """The adapter's name."""
-        app_of(self).copy(self.chosen)
-
-    def do_look(self) -> None:
-        """To Inspect."""
-        app_of(self).action_do("inspect")
-
-    def do_verify(self) -> None:
-        """As a job."""
-        words = ["verify", self.chosen, "--json"]
-        app_of(self).submit(words, f"verify {self.chosen}")
-
-    def do_remove(self) -> None:
-        """After a question."""
-        name = self.chosen
-        dialog = ConfirmDialog(
-            f"Take {name} out of the catalog?",
-            "Its files stay where they are; `lorahub pull` brings it back.",
-            f"lorahub rm {name}",
-        )
-
-        def answered(yes: bool | None) -> None:
-            if yes:
-                self.take_out(name)
-
-        self.app.push_screen(dialog, answered)
-
-    def do_pull(self) -> None:
-        """Ask for a reference."""
-        dialog = AskDialog("Pull", "owner/name[@revision], or a folder", "lorahub pull")
-        self.app.push_screen(dialog, self._pull)
-
-    def _pull(self, reference: str | None) -> None:
-        if reference:
-            app_of(self).submit(["pull", reference, "--events", "jsonl"], f"pull {reference}")
-
-    def do_export(self) -> None:
-        """Ask where to."""
-        self.app.push_screen(ExportDialog(self.chosen))
-
-    def do_push(self) -> None:
-        """Ask where to."""
-        self.app.push_screen(PushDialog(self.chosen))

@@ -13,11 +13,13 @@ from lorahub.adapter import Adapter
 from lorahub.errors import LorahubError
 from tui import listing
 from tui.acting import app_of
-from tui.describe import Description, describe
+from tui.describe import Description, describe, neighbours
+from tui.jobs import ask
 from tui.listing import Entry
 from tui.messages import Complaint
 from tui.query import Query
 from tui.screens.room import Room
+from tui.text import spoken
 
 SETTLED = 0.1
 """Seconds that a cursor or a filter must rest before all about it is read."""
@@ -58,6 +60,13 @@ class BrowseReading(Room):
         def __init__(self, description: Description) -> None:
             super().__init__()
             self.description = description
+
+    class Resembled(Message):
+        """What an adapter is like, in words."""
+
+        def __init__(self, name: str, words: str) -> None:
+            super().__init__()
+            self.name, self.words = name, words
 
     class Picked(Message):
         """An adapter that the user wants in the basket."""
@@ -108,6 +117,16 @@ class BrowseReading(Room):
             self.post_message(Complaint(error))
             return
         self.post_message(self.Described(found))
+
+    @work(exclusive=True, group="similar", exit_on_error=False)
+    async def read_similar(self, name: str) -> None:
+        """Search for what is like an adapter, in a child process: it may have to read factors."""
+        words = ["similar", name]
+        try:
+            found = await ask(app_of(self).home, words)
+            self.post_message(self.Resembled(name, neighbours(found)))
+        except LorahubError as error:
+            self.post_message(self.Resembled(name, spoken(error)))
 
     @work(thread=True, exit_on_error=False)
     def read_adapter(self, name: str) -> None:

@@ -18,7 +18,7 @@ from tui.actions import bindings
 from tui.draft import Draft, Input, from_yaml
 from tui.editor import edited
 from tui.forms import fields_of, value_of
-from tui.planning import Outlook
+from tui.planning import Energy, Outlook
 from tui.screens.ask import AskDialog
 from tui.screens.compose_reading import ComposeReading
 from tui.widgets.method_form import MethodForm
@@ -149,11 +149,13 @@ class ComposeScreen(ComposeReading):
 
     def on_compose_reading_compared(self, event: ComposeReading.Compared) -> None:
         """Show the conflicts, or why there are none."""
-        outcome = event.outcome
-        shown = outcome.message if isinstance(outcome, LorahubError) else (
-            figures.conflicts(outcome)
-        )  # fmt: skip
-        self.query_one("#conflicts", Page).show(shown)
+        page = self.query_one("#conflicts", Page)
+        if isinstance(event.outcome, LorahubError):
+            page.show(text.spoken(event.outcome))
+            return
+        page.show(figures.conflicts(event.outcome))
+        self.energy = Energy.of(event.outcome)
+        self.read_outlook(self.draft)
 
     def on_compose_reading_suggested(self, event: ComposeReading.Suggested) -> None:
         """Take what was suggested into the recipe; undo takes it back."""
@@ -277,7 +279,8 @@ class ComposeScreen(ComposeReading):
         if self.draft.name or "folder" in output:
             self._merge()
             return
-        dialog = AskDialog("Name of the result", "letters, digits, - _ .", "lorahub merge --name")
+        command = f"{self.draft.command()} --name"
+        dialog = AskDialog("Name of the result", "letters, digits, - _ .", command)
         self.app.push_screen(dialog, self._named)
 
     def _named(self, name: str | None) -> None:

@@ -15,7 +15,7 @@ from tui.acting import app_of
 from tui.draft import Draft
 from tui.jobs import ask
 from tui.messages import Complaint
-from tui.planning import Outlook, outlook
+from tui.planning import Energy, Outlook, outlook
 from tui.screens.room import Room
 from tui.widgets.page import Page
 
@@ -24,6 +24,7 @@ class ComposeReading(Room):
     """The reads of Compose and their messages."""
 
     problem = ""
+    energy = Energy()
 
     class Planned(Message):
         """What a draft would come to."""
@@ -61,7 +62,7 @@ class ComposeReading(Room):
     @work(thread=True, exclusive=True, group="plan", exit_on_error=False)
     def read_outlook(self, draft: Draft) -> None:
         """Plan a draft."""
-        found = outlook(app_of(self).workspace, draft)
+        found = outlook(app_of(self).workspace, draft, self.energy)
         if not get_current_worker().is_cancelled:
             self.post_message(self.Planned(draft, found))
 
@@ -84,9 +85,9 @@ class ComposeReading(Room):
         choice = found["choice"]
         keys = ("method", "scale", "parameters", "budget", "normalize")
         changes = {key: choice[key] or None for key in keys}
-        self.post_message(
-            self.Suggested(changes, dict(zip(names, found["weights"], strict=True)), found)
-        )
+        changes["scale"] = _short(choice["scale"])
+        weights = {n: _short(w) for n, w in zip(names, found["weights"], strict=True)}
+        self.post_message(self.Suggested(changes, weights, found))
 
     def say_plan(self, outlook: Outlook) -> None:
         """Show a plan, or what stands in its way."""
@@ -97,3 +98,8 @@ class ComposeReading(Room):
         first = outlook.problem.partition("\n")[0]
         self.query_one("#compose-right").border_subtitle = f"! {escape(first)}" if first else ""
         self.problem = outlook.problem
+
+
+def _short(value: float) -> float:
+    """A number that a user reads and changes: four digits of it."""
+    return float(f"{value:.4g}")

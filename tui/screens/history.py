@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,9 +78,12 @@ class HistoryScreen(Room):
         return row.value if row is not None else None
 
     def command(self) -> str:
-        """The merge of the recipe beside the result."""
+        """The merge of the recipe beside the result, or of a copy where there is no result."""
         run = self.run
-        return f"lorahub merge {run.target}/recipe.yaml" if run is not None else "lorahub merge"
+        if run is None:
+            return "lorahub merge --help"
+        folder = Path(run.target) if run.state == "finished" else Path()
+        return shlex.join(["lorahub", "merge", str(folder / "recipe.yaml")])
 
     @work(thread=True, exit_on_error=False)
     def _read(self, first: int, generation: int) -> None:

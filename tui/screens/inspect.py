@@ -63,8 +63,9 @@ class InspectScreen(Room):
         return (app.state.adapter,) if app.state.adapter else ()
 
     def command(self) -> str:
-        """`lorahub compare`, or `lorahub show` for one adapter."""
-        return shlex.join(["lorahub", *self._words()]) if self._targets() else "lorahub compare"
+        """`lorahub compare`, or `lorahub inspect` for one adapter."""
+        words = self._words() if self._targets() else ["compare", "--help"]
+        return shlex.join(["lorahub", *words])
 
     def _words(self) -> list[str]:
         names = self._targets()

@@ -19,6 +19,9 @@ from tui import text
 from tui.acting import app_of
 from tui.jobs import ask
 from tui.screens.dialog import Dialog
+from tui.widgets.tick import Tick
+
+PLACEHOLDER = "owner/name"
 
 
 class PushDialog(Dialog[bool]):
@@ -37,10 +40,10 @@ class PushDialog(Dialog[bool]):
 
     def body(self) -> ComposeResult:
         """Where to, how, the dry run and the command."""
-        yield Input(placeholder="owner/name", id="repository")
+        yield Input(placeholder=PLACEHOLDER, id="repository")
         with Horizontal(classes="choices"):
-            yield Checkbox("private", True, id="private")
-            yield Checkbox("as a pull request", False, id="create-pr")
+            yield Tick("private", True, id="private")
+            yield Tick("as a pull request", False, id="create-pr")
         yield Static("Dry run shows what would be uploaded.", id="outcome")
         yield Static(id="made", classes="command")
         with Horizontal(classes="buttons"):
@@ -59,7 +62,8 @@ class PushDialog(Dialog[bool]):
         return words + [f"--{option}" for option in chosen]
 
     def _changed(self) -> None:
-        line = f"$ lorahub {shlex.join(self._words())}"
+        push, name, repository, *options = self._words()
+        line = f"$ lorahub {shlex.join([push, name, repository or PLACEHOLDER, *options])}"
         self.query_one("#made", Static).update(text.shown(line))
         self.query_one("#yes", Button).disabled = True
 

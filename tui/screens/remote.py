@@ -193,15 +193,8 @@ def _row(entry: Mapping[str, Any]) -> Row:
         str(entry.get("license") or "-"),
         f"{entry.get('downloads') or 0:,}",
     )
-    mark = (
-        "↑"
-        if entry.get("state") == "changed"
-        else "●"
-        if entry.get("name")
-        else "!"
-        if entry.get("error")
-        else " "
-    )
+    changed = entry.get("state") == "changed"
+    mark = "!" if entry.get("error") else "↑" if changed else "●" if entry.get("name") else " "
     return Row(entry, cells, mark, dim=bool(entry.get("error")))
 
 

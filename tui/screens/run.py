@@ -69,7 +69,7 @@ class RunScreen(Room):
     def command(self) -> str:
         """The job's own command."""
         job = self.job
-        return app_of(self).jobs.line(job) if job is not None else "lorahub merge ..."
+        return app_of(self).jobs.line(job) if job is not None else "lorahub merge --help"
 
     def _show(self, jobs: tuple[Job, ...]) -> None:
         before = self.jobs.row
