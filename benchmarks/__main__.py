@@ -9,6 +9,7 @@ from benchmarks import (
     lego_module,
     model_7b,
     packs,
+    scale,
     similar,
     startup,
     svd_module,
@@ -28,6 +29,7 @@ for part in (
     similar,
     tui,
     batch,
+    scale,
 ):
     print(f"== {part.__name__}")
     part.main()

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from lorahub.engine.plan import Plan
 
 
+ELEMENT_FLOPS = 900
+"""What working on a delta element by element costs, per element and stacked rank."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """What one merge needs.
@@ -48,9 +52,9 @@ class Speed:
         start: Seconds until another process can work, imports included.
     """
 
-    flops: float = 4e9
-    bytes: float = 4e8
-    merge: float = 0.04
+    flops: float = 6e10
+    bytes: float = 9e7
+    merge: float = 0.05
     task: float = 0.01
     start: float = 6.0
 
@@ -84,5 +88,5 @@ def cost_of(plan: Plan) -> Cost:
         source += shared
         own += others
         if plan.method.space == "delta":
-            own += 60 * m.d_in * m.d_out * m.total_rank
+            own += ELEMENT_FLOPS * m.d_in * m.d_out * m.total_rank
     return Cost(source, own, plan.input_bytes, plan.output_bytes)

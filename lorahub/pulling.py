@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,10 +23,10 @@ from lorahub.errors import (
     OfflineError,
     UsageError,
 )
-from lorahub.events import Advanced, Event, Listener, PhaseStarted, Warned
+from lorahub.events import Advanced, Event, Listener, PhaseStarted, Warned, ignore
 from lorahub.integrity import check_unchanged, file_sha256
 from lorahub.lookup import existing_folder, is_folder, is_unchanged
-from lorahub.output import check_name, folder_name, new_folder
+from lorahub.output import check_name, folder_name, new_folder, remove_folder
 from lorahub.parallel import each
 from lorahub.record import Record
 from lorahub.urls import canonical
@@ -180,6 +181,43 @@ class Puller:
             hub.endpoint,
         )
 
+    def brought(
+        self, adapter: Adapter, hub_at: Callable[[str | None], Hub], url: str | None
+    ) -> Adapter:
+        """An adapter that another machine catalogued, with its files on this one.
+
+        Of several processes that want it, one downloads it.
+
+        Args:
+            adapter: Whose files may be elsewhere.
+            hub_at: The client for a Hub, by its address; None is the default one.
+            url: Storage URL where the files are too, if they are.
+
+        Raises:
+            NotFoundError: They are nowhere that this machine can reach.
+            LorahubError: As `pull`.
+        """
+        origin = adapter.origin
+        if adapter.weights_path.is_file():
+            return adapter
+        from filelock import FileLock
+
+        locks = self._config.home / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with FileLock(locks / f"bring-{adapter.info.content_hash[:32]}.lock"):
+            if origin.repo_id is not None:
+                hub = hub_at(origin.endpoint)
+                folder = hub.fetch(hub.resolve(origin.repo_id, origin.revision))
+            elif (where := origin.url or url) is not None:
+                folder = self._downloaded(canonical(where), ignore).folder
+            else:
+                raise NotFoundError(
+                    f"{socket.gethostname()} has no {origin.folder}, where '{adapter.name}' is",
+                    hint="give the source as a Hub repository or at a storage URL, or share the "
+                    "folder between the machines",
+                )
+        return replace(adapter, origin=replace(origin, folder=folder))
+
     def _downloaded(self, url: str, listener: Listener) -> Origin:
         """Where, in the data folder, the adapter at a storage URL now lies, and that it does."""
         manifest = storage.stored(url)
@@ -191,7 +229,8 @@ class Puller:
         target = self._config.home / "stored" / key / folder_name(url.rpartition("/")[2])
         if not (manifest and target.is_dir() and storage.Manifest.of_folder(target) == manifest):
             locks = self._config.home / "locks"
-            storage.get_folder(url, target, locks, replace=True, listener=listener)
+            remove_folder(target, locks)  # a copy of the same, damaged since
+            storage.get_folder(url, target, locks, listener=listener)
         return Origin(Source.STORE, target, endpoint=url)
 
     def _unpacked(self, reference: Reference) -> Path:

@@ -7,6 +7,7 @@ processes. Ray's own retries are off, since they would know neither.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Collection, Generator, Mapping, Sequence
 from functools import cached_property
@@ -244,6 +245,8 @@ def _make(version: str, batch: str, start: Start, group: Group) -> list[Outcome]
                 hint="install the same version on all machines",
             )
         if batch not in _workers:
+            # By it, Ray interrupts a task; a cluster begun in the background ignores it.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             _workers.clear()
             _workers[batch] = start(ignore)
     except LorahubError as error:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorahub.adapter import Adapter
-from lorahub.config import Config
+from lorahub.config import Config, load_config
 from lorahub.errors import ConflictError, LorahubError, PartialError, UsageError
 from lorahub.events import Advanced, Listener, PhaseStarted, Warned, ignore
 from lorahub.merging import Merged, Merger
+from lorahub.pulling import Puller
 from lorahub.storage import stored
+from lorahub.urls import join
 from lorahub.workspace.recipes import Recipes
 from store import Catalog, is_local
 
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from lorahub.batch import Forecast, Item, Outcome
     from lorahub.engine.plan import Plan
     from lorahub.executors import Executor, Group, Start, Worker
+    from lorahub.hub import Hub
     from lorahub.recipe import Recipe
 
 MOST_TOGETHER = 64
@@ -112,12 +117,13 @@ class Batches(Recipes):
         if to is not None:
             stored(to)
             items = [sent_to(item, to) for item in items]
-        return self._outcomes(items, executor, resume, fail_fast, device, listener)
+        return self._outcomes(items, executor, to, resume, fail_fast, device, listener)
 
     def _outcomes(
         self,
         items: list[Item],
         executor: Executor,
+        to: str | None,
         resume: bool,
         fail_fast: bool,
         device: str,
@@ -138,9 +144,11 @@ class Batches(Recipes):
 
         share = -(-len(items) // (2 * executor.jobs))
         most = min(GROUP_MERGES, share) if executor.elsewhere or fail_fast else None
-        start = self._start(items, executor, resume, device, listener)
         done = 0
-        with closing(executor.run(groups(items, most), hindered, start)) as outcomes:
+        with (
+            self._start(items, executor, to, resume, device, listener) as start,
+            closing(executor.run(groups(items, most), hindered, start)) as outcomes,
+        ):
             for outcome in outcomes:
                 if outcome.error is not None:
                     missing.add(outcome.name)
@@ -150,24 +158,27 @@ class Batches(Recipes):
                 listener(Advanced("batch", done, outcome.name))
                 yield outcome
 
+    @contextmanager
     def _start(
         self,
         items: list[Item],
         executor: Executor,
+        to: str | None,
         resume: bool,
         device: str,
         listener: Listener,
-    ) -> Start:
+    ) -> Iterator[Start]:
         """What makes a worker of ``executor`` ready."""
-        elsewhere = [host for host in executor.hosts if host != socket.gethostname()]
-        if elsewhere and is_local(self.config.database):
+        others = [host for host in executor.hosts if host != socket.gethostname()]
+        if others and is_local(self.config.database):
             raise UsageError(
-                f"{elsewhere[0]} cannot write this catalog, which is a file of this machine",
+                f"{others[0]} cannot write this catalog, which is a file of this machine",
                 hint="keep the catalog in PostgreSQL: set LORAHUB_DATABASE_URL",
             )
         find = self._finder(items, _only_warnings(listener))
         if not executor.elsewhere:
-            return partial(Maker, self, find, resume, device, None)
+            yield partial(Maker, self, find, resume, device, None)
+            return
         # Sources are pulled here once; the workers find them in the catalog.
         names = {item.name for item in items}
         for source in sorted({s for item in items for s in item.sources} - names):
@@ -175,7 +186,8 @@ class Batches(Recipes):
                 find(source)
             except LorahubError:
                 continue  # it is the outcome of every merge that needs it
-        return partial(start_worker, self.config, names, resume, device)
+        with _sign(self.config.home) as sign:
+            yield partial(start_worker, self.config, sign, to, names, resume, device)
 
     def _ordered(self, recipes: Iterable[Recipe], merger: Merger) -> list[Item]:
         from lorahub.batch import ordered
@@ -337,16 +349,56 @@ def _outcome(item: Item, merged: Merged | LorahubError, seconds: float) -> Outco
     )
 
 
+@contextmanager
+def _sign(home: Path) -> Iterator[Path]:
+    """A file in the data folder by which other machines see whether they share it."""
+    locks = home / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=locks, prefix="batch-") as file:
+        yield Path(file.name)
+
+
 def start_worker(
-    config: Config, made: set[str], resume: bool, device: str, listener: Listener
+    config: Config,
+    sign: Path,
+    to: str | None,
+    made: set[str],
+    resume: bool,
+    device: str,
+    listener: Listener,
 ) -> Worker:
-    """A worker in a process of its own, which merges on one thread."""
+    """A worker in a process of its own, which merges on one thread.
+
+    On a machine that does not share the data folder, it works in its own, fetches what is not
+    there, and leaves results at the storage URL ``to``.
+
+    Raises:
+        UsageError: There is no such URL, so that nobody else would have the results.
+    """
     import torch
 
     torch.set_num_threads(1)
+    shared = sign.exists()
+    if not shared:
+        if to is None:
+            raise UsageError(
+                f"{socket.gethostname()} does not see {config.home}, where results go",
+                hint="share that folder between the machines, or pass --to URL",
+            )
+        config = replace(config, home=load_config().home)
     workspace = Batches(config, Catalog.open(config.database))
     find = workspace._remembering(made, ignore)  # noqa: SLF001
-    return Maker(workspace, find, resume, device, 1, listener)
+    puller = Puller(config, workspace.catalog)
+
+    def hub_at(endpoint: str | None) -> Hub:
+        return workspace.hub_at(endpoint) if endpoint else workspace.hub()
+
+    def brought(reference: str) -> Adapter:
+        adapter = find(reference)
+        url = join(to, adapter.name) if to and adapter.name in made else None
+        return puller.brought(adapter, hub_at, url)
+
+    return Maker(workspace, find if shared else brought, resume, device, 1, listener)
 
 
 def _only_warnings(listener: Listener) -> Listener:
