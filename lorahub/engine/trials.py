@@ -107,12 +107,20 @@ class FactorSpace:
             stacks.append(_without_factors(modules, [torch.stack(g) for g in grams]))
         return cls(plan, stacks)
 
-    @torch.inference_mode()
     def figures(self, plan: Plan) -> Figures | None:
         """What a merge would be; None where its method needs the factors themselves.
 
         Budgets and packs, which take a result as a whole, are such, too.
         """
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)  # small kernels spin at barriers when several threads share them
+        try:
+            with torch.inference_mode():
+                return self._figures(plan)
+        finally:
+            torch.set_num_threads(before)
+
+    def _figures(self, plan: Plan) -> Figures | None:
         if plan.layout != self._layout or plan.method.space == "delta":
             return None
         if plan.budget or plan.pack:
