@@ -1,7 +1,7 @@
 """Batches: many small merges in one go, a sweep over large adapters, and killed batches.
 
 The small merges have tiny shapes and the real code path. A sweep is compared with the same
-merges made one by one in a workspace each, as separate commands would, less their start.
+merges made one by one, in one process and as commands, and with scores that write nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,30 +65,73 @@ def many(count: int, jobs: int) -> None:
 
 
 def sweep(count: int, layers: int) -> None:
-    """A sweep of weightings of four adapters against the same merges one by one."""
+    """A sweep of weightings of four adapters against the same merges one by one.
+
+    Three merges are made alone, in one process and as commands of their own; what ``count`` of
+    them would take is three times that, extrapolated.
+    """
     modules = llama_modules(layers, *LLAMA_2_7B[1:])
     homes = [write_adapter(DATA / f"7b-{layers}" / f"a{i}", modules, 16, i) for i in range(4)]
     draw = random.Random(0)
     drawn = [[draw.randrange(1, 10) for _ in homes] for _ in range(count)]
     recipes = [recipe(homes, weights, f"m{i}", 16) for i, weights in enumerate(drawn)]
-    with tempfile.TemporaryDirectory(dir=DATA) as folder:
-        singles = []
-        for one in recipes[:4]:
-            with Workspace.open(Path(folder) / "one") as space:
-                start = time.process_time(), time.perf_counter()
-                space.merge(one, workers=1)
-                singles.append((time.process_time() - start[0], time.perf_counter() - start[1]))
-        with Workspace.open(Path(folder) / "all") as space:
-            start = time.process_time(), time.perf_counter()
+    values = sum(16 * (d_out + d_in) for _, d_out, d_in in modules)
+    print(f"{count} weightings of 4 adapters of {len(modules)} modules; each writes "
+          f"{2 * values / 1e6:.0f} MB and needs {2 * 64 * values / 1e9:.2f} Gflop of thin products "
+          f"in float32, {2 * 80 * values / 1e9:.2f} in float64 to verify")  # fmt: skip
+    with tempfile.TemporaryDirectory(dir=DATA) as name:
+        folder = Path(name)
+        with Workspace.open(folder / "all") as space:
+            start = _cpu(), time.perf_counter()
             for outcome in space.batch(recipes):
                 assert outcome.state == "merged", outcome
                 space.remove([outcome.name], files=True)  # the disk holds few of them
-            cpu, wall = time.process_time() - start[0], time.perf_counter() - start[1]
-        single_cpu, single_wall = (statistics.median(t) for t in zip(*singles[1:], strict=True))
-        print(f"{count} weightings of 4 adapters of {len(modules)} modules: "
-              f"{cpu / count:.3f} CPU s each in a batch, {single_cpu:.3f} alone "
-              f"({single_cpu * count / cpu:.1f} x); wall {wall / count:.3f} and {single_wall:.3f} "
-              f"({single_wall * count / wall:.1f} x)")  # fmt: skip
+            batch = (_cpu() - start[0]) / count, (time.perf_counter() - start[1]) / count
+        print(f"  in a batch       {batch[0]:.3f} CPU s each, {batch[1]:.3f} s")
+        with Workspace.open(folder / "one") as space:
+            singles = [_timed(partial(space.merge, one)) for one in recipes[:4]]
+        _compared("in one process", singles[1:], batch)
+        commands = []
+        for i, one in enumerate(recipes[:3]):
+            path = folder / f"{i}.yaml"
+            path.write_text(one.to_yaml())
+            words = [sys.executable, "-m", "lorahub", "merge", str(path)]
+            home = _home(folder / f"command-{i}")
+            commands.append(
+                _timed(
+                    lambda w=words, h=home: subprocess.run(
+                        w, check=True, env=h, stdout=subprocess.DEVNULL
+                    )
+                )
+            )
+        _compared("as commands", commands, batch)
+        _searched(folder, homes, count, statistics.median(cpu for cpu, _ in commands))
+
+
+def _timed(work: Callable[[], object]) -> tuple[float, float]:
+    start = _cpu(), time.perf_counter()
+    work()
+    return _cpu() - start[0], time.perf_counter() - start[1]
+
+
+def _compared(what: str, times: list[tuple[float, float]], batch: tuple[float, float]) -> None:
+    cpu, wall = (statistics.median(t) for t in zip(*times, strict=True))
+    print(f"  {what:<16} {cpu:.3f} CPU s each ({cpu / batch[0]:.1f} x), "
+          f"{wall:.3f} s ({wall / batch[1]:.1f} x)")  # fmt: skip
+
+
+def _searched(folder: Path, homes: list[Path], count: int, command: float) -> None:
+    """The same search space scored in factor space."""
+    path = folder / "search.yaml"
+    path.write_text(recipe(homes, [1] * len(homes), "best", 16).to_yaml())
+    with Workspace.open(folder / "search") as space:
+        trials = space.search_weights(path, "factors", budget=count, objective="retained")
+        first = _timed(lambda: next(trials))
+        cpu, wall = _timed(lambda: [next(trials) for _ in range(count - 1)])
+        trials.close()
+    each = cpu / (count - 1)
+    print(f"  scored only      {each:.3f} CPU s each ({command / each:.0f} x a command), "
+          f"{wall / (count - 1):.3f} s; the first, which reads, {first[0]:.1f} CPU s")  # fmt: skip
 
 
 def killed(count: int, kills: int) -> None:
@@ -137,7 +182,7 @@ def main(words: list[str] | None = None) -> None:
     """Run what the words say; all of it without any."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--weightings", type=int, default=20)
+    parser.add_argument("--weightings", type=int, default=100)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--only", choices=["many", "jobs", "sweep", "killed"])

@@ -58,7 +58,11 @@ def pictures() -> Iterator[tuple[str, str]]:
 async def _draw(home: Path, theme: str) -> list[tuple[str, str]]:
     found = []
     (home / "tui.json").write_text(json.dumps({"theme": theme}))
-    with Workspace.open(home) as workspace, patch("tui.screens.inspect.ask", _asked):
+    with (
+        Workspace.open(home) as workspace,
+        patch("tui.screens.inspect.ask", _asked),
+        patch("tui.planning.usable_cpus", lambda: 4),
+    ):
         app = LorahubApp(workspace)
         async with app.run_test(size=SIZE) as pilot:
             await _idle(pilot)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lorahub import formats
-from lorahub.adapter import Adapter, Origin, Source, canonical_base
+from lorahub.adapter import DTYPE_BYTES, Adapter, Origin, Source, canonical_base
 from lorahub.config import Config
 from lorahub.errors import (
     ConflictError,
@@ -71,6 +71,36 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedModule:
+    """One linear weight of both models; ``rank`` is the largest it can get."""
+
+    name: str
+    d_out: int
+    d_in: int
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractionPlan:
+    """What an extraction would write, known from headers alone.
+
+    Attributes:
+        base_model: Hub id of the base model, or None where it is not known.
+        dtype: safetensors dtype name of the factors.
+        modules: By name; those whose weights turn out to be the same are not written.
+    """
+
+    base_model: str | None
+    dtype: str
+    modules: tuple[PlannedModule, ...]
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of factors that will be written, at most."""
+        return DTYPE_BYTES[self.dtype] * sum(m.rank * (m.d_out + m.d_in) for m in self.modules)
+
+
+@dataclass(frozen=True, slots=True)
 class Extracted:
     """Outcome of an extraction; ``state`` is ``unchanged`` when the same was already there."""
 
@@ -86,13 +116,30 @@ class Extractor:
         self._config = config
         self._catalog = catalog
 
+    def plan(self, request: Request) -> ExtractionPlan:
+        """What a request would write; see `lorahub.workspace.Workspace.plan_extraction`."""
+        from lorahub.engine.model_pair import ModelPair
+
+        _check(request)
+        folders = _folders(request)
+        with ModelPair.open(*folders) as pair:
+            shapes = [(name, pair.shape(name)) for name in pair.modules]
+            return ExtractionPlan(
+                request.base_model or _repo_of(pair.base.folder)[0] or _named(folders[0]),
+                request.dtype or pair.dtype,
+                tuple(
+                    PlannedModule(name, *shape, min(request.rank or min(shape), *shape))
+                    for name, shape in shapes
+                ),
+            )
+
     def extract(self, request: Request, *, force: bool, listener: Listener) -> Extracted:
         """Execute a request; see `lorahub.workspace.Workspace.extract`."""
         from lorahub.engine.model_pair import ModelPair
 
         _check(request)
         name, target = output_of(request.name, request.folder, self._config)
-        folders = [p.expanduser().absolute() for p in (request.base, request.finetuned)]
+        folders = _folders(request)
         with ModelPair.open(*folders) as pair:
             base, finetuned = _pinned(pair, listener)
             dtype = request.dtype or pair.dtype
@@ -312,6 +359,10 @@ def _warn_of(left_out: tuple[LeftOut, ...], listener: Listener) -> None:
         )
 
 
+def _folders(request: Request) -> list[Path]:
+    return [p.expanduser().absolute() for p in (request.base, request.finetuned)]
+
+
 def _check(request: Request) -> None:
     if request.rank is None and request.energy is None:
         raise UsageError("an extraction needs a size", hint="give --rank K, --energy 0.9, or both")
@@ -345,18 +396,23 @@ def _pinned(pair: ModelPair, listener: Listener) -> tuple[ModelSource, ModelSour
                 ) from error
             done += 1
             listener(Advanced("hash", done, file.path.name))
-        snapshot = _SNAPSHOT.search(model.folder.as_posix())
-        repo_id = f"{snapshot['owner']}/{snapshot['name']}" if snapshot else None
+        repo_id, commit = _repo_of(model.folder)
         found.append(
             ModelSource(
                 name=repo_id or model.folder.name,
                 files=hashes,
                 repo_id=repo_id,
-                revision=snapshot["commit"] if snapshot else None,
+                revision=commit,
                 license=read_card(model.folder).license,
             )
         )
     return found[0], found[1]
+
+
+def _repo_of(folder: Path) -> tuple[str | None, str | None]:
+    """(``owner/name``, commit) of a folder that belongs to the Hub's cache."""
+    found = _SNAPSHOT.search(folder.as_posix())
+    return (f"{found['owner']}/{found['name']}", found["commit"]) if found else (None, None)
 
 
 def _named(folder: Path) -> str | None:

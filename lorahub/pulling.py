@@ -26,7 +26,7 @@ from lorahub.errors import (
 from lorahub.events import Advanced, Event, Listener, PhaseStarted, Warned, ignore
 from lorahub.integrity import check_unchanged, file_sha256
 from lorahub.lookup import existing_folder, is_folder, is_unchanged
-from lorahub.output import check_name, folder_name, new_folder
+from lorahub.output import check_name, folder_name, new_folder, remove_folder
 from lorahub.parallel import each
 from lorahub.record import Record
 from lorahub.urls import canonical
@@ -229,7 +229,8 @@ class Puller:
         target = self._config.home / "stored" / key / folder_name(url.rpartition("/")[2])
         if not (manifest and target.is_dir() and storage.Manifest.of_folder(target) == manifest):
             locks = self._config.home / "locks"
-            storage.get_folder(url, target, locks, replace=True, listener=listener)
+            remove_folder(target, locks)  # a copy of the same, damaged since
+            storage.get_folder(url, target, locks, listener=listener)
         return Origin(Source.STORE, target, endpoint=url)
 
     def _unpacked(self, reference: Reference) -> Path:

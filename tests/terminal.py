@@ -47,9 +47,10 @@ class Terminal:
             ]  # fmt: skip
             nodes = [self.app, *self.app.screen.walk_children(with_self=True)]
             # A message goes up widget by widget: each hop puts it into another queue.
+            # A job that runs brings some all the time: then two rounds have to be enough.
+            going = any(job.active for job in self.app.running)
             waiting = any(node.message_queue_size for node in nodes if node.is_running)
-            waiting = waiting or self.app.screen._layout_required
-            quiet = 0 if busy or waiting else quiet + 1
+            quiet = 0 if busy or (waiting and not going) else quiet + 1
             await asyncio.sleep(0.005)
 
     async def until(self, condition: Callable[[], bool], seconds: float = 240) -> None:

@@ -17,9 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
 from lorahub import formats
 from lorahub.adapter import Source
+from lorahub.cli.main import app
 from lorahub.engine import extract as engine
 from lorahub.engine.model_pair import ModelPair
 from lorahub.errors import (
@@ -691,3 +693,24 @@ def test_a_stopped_extraction_goes_on(
     with Workspace.open() as workspace:
         assert workspace.verify("x").passed
         assert "running" not in {run.state for run in workspace.catalog.runs()}
+
+
+@pytest.mark.parametrize("size", [("--rank", "4"), ("--rank", "10"), ("--energy", "0.999999")])
+def test_a_dry_run_says_what_would_be_written(
+    home: Path, pair: tuple[Path, Path], size: tuple[str, str]
+) -> None:
+    words = ["extract", *map(str, pair), *size, "--base", BASE_ID, "--name", "x", "--json"]
+    done = CliRunner().invoke(app, [*words, "--dry-run"])
+    assert done.exit_code == 0, done.output
+    body = json.loads(done.stdout)
+    plan = body["result"]
+    assert (body["command"], plan["base_model"]) == ("extract --dry-run", BASE_ID)
+    assert not (home / "adapters").exists()
+    assert not (home / "extractions").exists()
+    written = json.loads(CliRunner().invoke(app, words).stdout)["result"]["record"]
+    keys = ("name", "d_out", "d_in", "rank")
+    assert plan["modules"] == [{k: m[k] for k in keys} for m in written["modules"]]
+    assert plan["dtype"] == written["dtype"] == "F32"
+    sizes = [m["rank"] * (m["d_out"] + m["d_in"]) for m in written["modules"]]
+    assert plan["output_bytes"] == 4 * sum(sizes)
+    assert "at most 6 modules" in CliRunner().invoke(app, [*words[:-1], "--dry-run"]).stderr

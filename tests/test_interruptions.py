@@ -345,7 +345,7 @@ def test_repro_interrupted(hub: Any, filled: Path, tmp_path: Path) -> None:
     done = call("push", "m", "ann/m", *words, env=env)
     assert done.returncode == 0, done.stderr
     before = entries(filled), entries(filled / "adapters")
-    functions = ("reproducing:from_hub", "merging:Merger.write", "verify:verify",
+    functions = ("reproducing:from_hub", "merging:Merger.write", "verify:verify_all",
                  "reproducing:compare")  # fmt: skip
     interrupt(functions, "repro", "ann/m", *words, env=env)
     assert (entries(filled), entries(filled / "adapters")) == before

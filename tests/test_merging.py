@@ -53,7 +53,7 @@ def test_a_replacement_that_fails_loses_nothing(
         raise StorageError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("lorahub.engine.run.run", full)
+        patch.setattr("lorahub.engine.run.run_all", full)
         with pytest.raises(StorageError):
             merge(workspace, "svd", parameters={"rank": 5}, force=True)
     assert workspace.get("m").info.content_hash == first.adapter.info.content_hash

@@ -187,3 +187,27 @@ def test_the_commands(adapter: Path, tmp_path: Path) -> None:
     assert record["weights_sha256"] == json.loads((tmp_path / "p" / "lorahub.json").read_text())[
         "weights_sha256"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "rank", "size"),
+    [
+        (("resize", "--rank", "3"), 3, 3 * 4 * sum(o + i for o, i, _ in SHAPES.values())),
+        (
+            ("resize", "--rank", "3", "--dtype", "BF16"),
+            3,
+            6 * sum(o + i for o, i, _ in SHAPES.values()),
+        ),
+        (("prune", "--budget", "400 bytes"), 6, 400),
+    ],
+)
+def test_a_dry_run_says_what_would_be_written(
+    adapter: Path, home: Path, words: tuple[str, ...], rank: int, size: int
+) -> None:
+    done = CliRunner().invoke(app, [words[0], "a", *words[1:], "--dry-run", "--json"])
+    assert done.exit_code == 0, done.output
+    body = json.loads(done.stdout)
+    assert body["command"] == f"{words[0]} --dry-run"
+    plan = body["result"]
+    assert (plan["modules"], plan["rank"], plan["output_bytes"]) == (len(SHAPES), rank, size)
+    assert entries(home / "adapters") == set()

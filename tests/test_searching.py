@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from lorahub.adapter import Adapter
 from lorahub.cli.main import app
 from lorahub.errors import EvaluationError, InvalidRecipeError, LorahubError, UsageError
+from lorahub.formats.safetensors import TensorFile
 from lorahub.searching import Axis, Search, Trial, Tried, best_of, load_search
 from lorahub.suites import Suite
 from lorahub.workspace import Workspace
@@ -203,6 +204,69 @@ def test_the_command_draws_the_curve(workspace: Workspace, recipe: Path) -> None
     assert "trial 4" in plot.read_text()
     done = CliRunner().invoke(app, [*words, "--plot", "curve.png"])
     assert done.exit_code == 2
+
+
+SOME = {"layers.0.q_proj": (24, 32, 3), "layers.1.q_proj": (24, 32, 3), "up": (40, 16, 3)}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{method: svd, parameters: {rank: 3}, scale: 0.7}",
+        "{method: svd, parameters: {energy: 0.7}}",
+        "{method: cat, normalize: true}",
+        "{method: lego, parameters: {rank: 3}}",
+        "{method: tsv, parameters: {rank: 4}}",
+        "{method: iso_c, parameters: {rank: 4}}",
+        "{method: karcher, parameters: {rank: 3}, normalize: true}",
+        "{method: knots, parameters: {rank: 3}}",
+        "{method: ties, parameters: {rank: 3}}",  # merged element by element: it has to be made
+        "{method: svd, budget: rank 2}",  # and so has what takes all modules together
+    ],
+)
+def test_figures_of_a_trial_are_those_of_the_merge(
+    workspace: Workspace, recipe: Path, tmp_path: Path, body: str
+) -> None:
+    """Modules of one source only, and one in which the sources' columns depend, among them."""
+    for seed, (name, shapes) in enumerate((("three", SOME), ("four", {**SOME, **SHAPES}))):
+        write_adapter(tmp_path / name, shapes, seed=7, alpha=2 + seed)
+    write_adapter(tmp_path / "five", dict(list(SOME.items())[:2]), seed=9)
+    workspace.pull([str(tmp_path / name) for name in ("three", "four", "five")])
+    sources = "[{adapter: three}, {adapter: four, weight: -0.4}, {adapter: five, weight: 0.8}]"
+    recipe.write_text(f"{{{body[1:-1]}, dtype: F32, sources: {sources}, output: {{name: best}}}}\n")
+    trials = search(workspace, recipe, "factors", 1, objective="drift")
+    found = trials[0].figures
+    assert found is not None
+    kept = workspace.evaluations(workspace.get("best"))[0].figures
+    assert found == pytest.approx(dict(kept), rel=2e-5, abs=2e-5)
+    made = any(s in body for s in ("ties", "budget", "lego"))
+    assert {r.state for r in workspace.catalog.runs()} == {"finished"}
+    assert workspace.catalog.count_runs() == 2
+    assert workspace.verify("best").passed
+    assert sum(r.record is not None for r in workspace.catalog.runs()) == 1 + made
+
+
+def test_a_trial_of_factors_reads_the_sources_once(
+    workspace: Workspace, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    whole = TensorFile.read_into
+
+    def counting(self: TensorFile, name: str, out: Any) -> None:
+        reads.append(name)
+        whole(self, name, out)
+
+    monkeypatch.setattr(TensorFile, "read_into", counting)
+    recipe.write_text(RECIPE + "verify: {retained: 0.2}\n")
+    trials = workspace.search_weights(recipe, "factors", budget=12, objective="retained")
+    found = [next(trials) for _ in range(12)]
+    assert len(reads) == 2 * 2 * len(SHAPES)
+    assert not workspace.config.adapters.exists()
+    failed = [t for t in found if t.value is None]
+    assert all("retained" in str(t.why) for t in failed)
+    assert workspace.catalog.count_runs() == 12
+    states = [r.state for r in workspace.catalog.runs()]
+    assert states.count("failed") == len(failed)
 
 
 def test_without_optuna(

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lorahub.adapter import Adapter
-from lorahub.errors import ConflictError, InvalidCatalogError, LorahubError, StorageError
+from lorahub.errors import ConflictError, InvalidCatalogError, LorahubError, NotFoundError
 from lorahub.record import Parent
 from lorahub.workspace import Workspace
 from store import Catalog, Imported
@@ -166,7 +166,7 @@ def test_what_is_no_catalog(tmp_path: Path, text: bytes) -> None:
     with Workspace.open(tmp_path / "home") as workspace:
         with pytest.raises(InvalidCatalogError, match=r"file\.jsonl"):
             workspace.import_catalog(file)
-        with pytest.raises(StorageError):
+        with pytest.raises(NotFoundError):
             workspace.import_catalog(tmp_path / "none")
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from lorahub.workspace import Workspace
 from tests.conftest import EXAMPLES, write_adapter
 from tests.loopback_hub.server import LoopbackHub
 from tests.terminal import NARROW, WIDE, Terminal, run
+from tui import heed_interrupts
 from tui.jobs import NICENESS, Jobs, command, environment
 from tui.screens.compose import ComposeScreen
 from tui.screens.leave import LeaveDialog
@@ -209,7 +211,7 @@ def test_failed_merge_says_what_to_do(filled: Path) -> None:
     run(filled, scenario)
 
 
-def test_cancel_pause_and_queue(endless: Path) -> None:
+def test_resize_cancel_pause_and_queue(endless: Path) -> None:
     async def scenario(t: Terminal) -> None:
         await _merge_slowly(t, "a", "b")
         await t.press("3")
@@ -219,6 +221,11 @@ def test_cancel_pause_and_queue(endless: Path) -> None:
         assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, mine + NICENESS)
         states = {j.title: j.state for j in t.app.running}
         assert states == {"merge a": "running", "merge b": "waiting"}
+        for size in (NARROW, (60, 18), WIDE):
+            await t.pilot.resize_terminal(*size)
+            await t.idle()
+            assert "running" in t.screen
+            assert all(len(line) <= size[0] for line in t.screen.splitlines())
         await t.press("j", "space")
         await t.until(lambda: t.app.running[1].state == "paused")
         assert "paused" in t.screen
@@ -235,20 +242,17 @@ def test_cancel_pause_and_queue(endless: Path) -> None:
     assert not (endless / "adapters" / "a").exists()
 
 
-def test_resize_while_a_job_runs(endless: Path) -> None:
-    async def scenario(t: Terminal) -> None:
-        await _merge_slowly(t, "a")
-        await t.press("3")
-        for size in (NARROW, (60, 18), WIDE):
-            await t.pilot.resize_terminal(*size)
-            done = t.app.running[0].done
-            await t.until(lambda done=done: t.app.running[0].done > done)  # type: ignore[misc]
-            assert "running" in t.screen
-            assert all(len(line) <= size[0] for line in t.screen.splitlines())
-        await t.press("x")
-        await t.done("merge")
-
-    run(endless, scenario)
+def test_jobs_can_be_cancelled_though_a_shell_ignores_interrupts() -> None:
+    asked = [sys.executable, "-c", "import signal; print(repr(signal.getsignal(signal.SIGINT)))"]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        ignored = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+        heed_interrupts()
+        heeded = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "SIG_IGN" in ignored
+    assert "default_int_handler" in heeded
 
 
 def test_killed_job_is_repeated_and_outlives_the_application(slow: Path) -> None:

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from lorahub.cli.main import app as commands
 from lorahub.workspace import Workspace
 from tests.conftest import EXAMPLES, ROOT, write_adapter
 from tui.jobs import Jobs
@@ -96,7 +98,9 @@ def test_killed_terminal_leaves_a_state_to_come_back_to(terminal: Tmux, home: Pa
 
 def test_editor_on_the_recipe_and_back(terminal: Tmux) -> None:
     terminal.until("languages")
-    terminal.press("Space", "c")
+    terminal.press("Space")
+    terminal.until("Basket 1: languages")
+    terminal.press("c")
     terminal.until("--method svd")
     terminal.press("C-e")
     terminal.until("--method cat")
@@ -159,6 +163,14 @@ def test_plain_lorahub_in_a_pipe_is_help(home: Path) -> None:
     )
     assert done.returncode == 2
     assert "needs a terminal" in done.stderr
+
+
+def test_other_systems_are_told_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorahub.cli.terminal.find_spec", lambda name: None)
+    done = CliRunner().invoke(commands, ["tui"])
+    assert done.exit_code == 2
+    assert "POSIX" in done.stderr
+    assert CliRunner().invoke(commands, []).exit_code == 2
 
 
 def test_web_page_needs_the_token(home: Path) -> None:

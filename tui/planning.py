@@ -58,7 +58,7 @@ class Energy:
     def at(self, rank: int, names: Iterable[str]) -> str:
         """What a rank keeps, in words; or how to find out, for adapters that were not compared."""
         if not self.kept or self.names != set(names):
-            return "o computes it"
+            return "o computes what a rank keeps"
         share = self.kept[min(rank, len(self.kept)) - 1]
         return f"{share:.1%} of the plain sum's energy at rank {rank}"
 
@@ -111,7 +111,7 @@ def _facts(plan: Plan, seconds: float | None, energy: Energy) -> tuple[tuple[str
         ("time", f"about {text.span(seconds)}, as earlier merges by {plan.method.name}"
                  if seconds is not None else ""),
         ("memory", f"about {text.size(peak_memory(plan.modules, plan.method, workers))}"),
-        ("kept", energy.at(plan.rank, (a.name for a in plan.adapters))),
+        ("energy", energy.at(plan.rank, (a.name for a in plan.adapters))),
         ("paper", plan.method.paper),
     )  # fmt: skip
     return tuple((key, value) for key, value in facts if value)

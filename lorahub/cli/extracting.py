@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from lorahub.cli import sink
 from lorahub.events import Finished
+
+if TYPE_CHECKING:
+    from lorahub.extracting import ExtractionPlan
 
 
 def extract(
@@ -31,6 +34,7 @@ def extract(
     output: sink.Output = None,
     name: Annotated[str | None, typer.Option("--name", help="Catalog name of the result.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing result.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan.")] = False,
     events: Annotated[
         Literal["jsonl"] | None, typer.Option("--events", help="Events as JSON lines on stdout.")
     ] = None,
@@ -53,6 +57,9 @@ def extract(
             folder=output,
         )
         with sink.progress(events=lines) as listener, Workspace.open() as workspace:
+            if dry_run:
+                _print_plan(workspace.plan_extraction(request), as_json=as_json or lines)
+                return
             extracted = workspace.extract(request, force=force, listener=listener)
         record = extracted.record
         body = {
@@ -78,3 +85,16 @@ def extract(
                 f"{len(record.modules)} modules; {len(record.unchanged)} linear weights are "
                 f"unchanged, {len(record.left_out)} other tensors differ; {body['folder']}"
             )
+
+
+def _print_plan(plan: ExtractionPlan, *, as_json: bool) -> None:
+    if as_json:
+        body = sink.plain(plan) | {"output_bytes": plan.output_bytes}
+        sink.print_act("extract --dry-run", body)
+        return
+    rows = ((m.name, f"{m.d_out}x{m.d_in}", m.rank) for m in plan.modules)
+    sink.print_table(("module", "shape", "rank"), rows)
+    sink.note(
+        f"at most {len(plan.modules)} modules, {plan.output_bytes} bytes in {plan.dtype}: weights "
+        "that are the same in both models, and ranks that --energy does not need, are left out"
+    )

@@ -99,7 +99,8 @@ def merge(
         recipe = _recipe(sources, weights_for or [], options, given, name, output)
         with sink.progress(events=lines) as listener, Workspace.open() as workspace:
             if dry_run:
-                _print_plan(workspace.plan(recipe, listener=listener), as_json=as_json or lines)
+                plan = workspace.plan(recipe, listener=listener)
+                print_plan(plan, "merge", as_json=as_json or lines)
                 return
             merged = workspace.merge(
                 recipe, device=device, workers=workers, force=force, listener=listener
@@ -284,7 +285,8 @@ def _recipe(
     return make_recipe(body | {"output": where}, "command line")
 
 
-def _print_plan(plan: Plan, *, as_json: bool) -> None:
+def print_plan(plan: Plan, command: str, *, as_json: bool) -> None:
+    """What a merge would write, as a table or as JSON."""
     body: dict[str, Any] = {
         "method": plan.method.name,
         "parameters": dict(plan.parameters),
@@ -315,7 +317,7 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         "warnings": list(plan.warnings),
     }
     if as_json:
-        sink.print_act("merge --dry-run", body)
+        sink.print_act(f"{command} --dry-run", body)
         return
     body["sources"] = ", ".join(map(_source_text, body["sources"]))
     shown = {k: v for k, v in body.items() if k != "warnings"}

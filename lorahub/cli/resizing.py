@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lorahub.cli import sink
 from lorahub.cli.catalog import Ref
-from lorahub.cli.merging import print_merged
+from lorahub.cli.merging import print_merged, print_plan
+
+if TYPE_CHECKING:
+    from lorahub.recipe import Recipe
 
 _SIZES = "40MB, '30%' less, 'rank 8' on average, '2M params'"
 
@@ -17,6 +20,7 @@ Dtype = Annotated[
 ]
 Base = Annotated[str | None, typer.Option("--base", help="Base model, if the adapter names none.")]
 Name = Annotated[str | None, typer.Option("--name", help="Catalog name of the result.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only plan.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing result.")]
 
 
@@ -33,26 +37,24 @@ def resize(
     output: sink.Output = None,
     name: Name = None,
     force: Force = False,
+    dry_run: DryRun = False,
     as_json: sink.Json = False,
 ) -> None:
     """Cut the ranks of one adapter as well as possible (SVD); every module keeps a rank."""
-    from lorahub.workspace import Workspace
-
     with sink.errors("resize", as_json=as_json):
-        with sink.progress() as listener, Workspace.open() as workspace:
-            merged = workspace.resize(
-                reference,
-                rank=rank,
-                energy=energy,
-                budget=budget,
-                dtype=dtype,
-                base=base,
-                name=name,
-                folder=output,
-                force=force,
-                listener=listener,
-            )
-        print_merged(merged, "resize", as_json=as_json)
+        from lorahub.workspace.resizing import resize_recipe
+
+        recipe = resize_recipe(
+            reference,
+            rank=rank,
+            energy=energy,
+            budget=budget,
+            dtype=dtype,
+            base=base,
+            name=name,
+            folder=output,
+        )
+        _make(recipe, "resize", force=force, dry_run=dry_run, as_json=as_json)
 
 
 def prune(
@@ -63,21 +65,30 @@ def prune(
     output: sink.Output = None,
     name: Name = None,
     force: Force = False,
+    dry_run: DryRun = False,
     as_json: sink.Json = False,
 ) -> None:
     """Drop the weakest ranks of one adapter, and modules that have no other."""
+    with sink.errors("prune", as_json=as_json):
+        from lorahub.workspace.resizing import prune_recipe
+
+        recipe = prune_recipe(
+            reference,
+            budget=budget,
+            dtype=dtype,
+            base=base,
+            name=name,
+            folder=output,
+        )
+        _make(recipe, "prune", force=force, dry_run=dry_run, as_json=as_json)
+
+
+def _make(recipe: Recipe, command: str, *, force: bool, dry_run: bool, as_json: bool) -> None:
     from lorahub.workspace import Workspace
 
-    with sink.errors("prune", as_json=as_json):
-        with sink.progress() as listener, Workspace.open() as workspace:
-            merged = workspace.prune(
-                reference,
-                budget=budget,
-                dtype=dtype,
-                base=base,
-                name=name,
-                folder=output,
-                force=force,
-                listener=listener,
-            )
-        print_merged(merged, "prune", as_json=as_json)
+    with sink.progress() as listener, Workspace.open() as workspace:
+        if dry_run:
+            print_plan(workspace.plan(recipe, listener=listener), command, as_json=as_json)
+            return
+        merged = workspace.merge(recipe, force=force, listener=listener)
+    print_merged(merged, command, as_json=as_json)

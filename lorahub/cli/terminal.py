@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -16,7 +17,7 @@ def plain(context: typer.Context) -> None:
     """Without a verb: the terminal UI on a terminal, the help elsewhere."""
     if context.invoked_subcommand is not None:
         return
-    if sys.stdin.isatty() and sys.stdout.isatty():
+    if _posix() and sys.stdin.isatty() and sys.stdout.isatty():
         tui()
         return
     sink.print_text(context.get_help())
@@ -34,6 +35,11 @@ def tui(
 ) -> None:
     """Open the terminal UI: browse, compose, run, export."""
     with sink.errors("tui"):
+        if not _posix():
+            raise UsageError(
+                "the terminal UI holds its jobs by POSIX locks and signals, which are missing here",
+                hint="use the commands of `lorahub --help`, or WSL on Windows",
+            )
         if web:
             from tui.web import serve
 
@@ -45,3 +51,7 @@ def tui(
         from tui import open_application
 
         open_application()
+
+
+def _posix() -> bool:
+    return find_spec("fcntl") is not None

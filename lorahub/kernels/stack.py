@@ -136,6 +136,8 @@ class Stack:
         known.memo.update(gram_b=gram_b, gram_a=gram_a)
         if self.B.dtype == gram_b.dtype:
             known.memo["precise"] = gram_b, gram_a
+        elif "precise" in self.memo:
+            known.memo["precise"] = self.memo["precise"]
         return known
 
     def module(self, i: int) -> Stack:
@@ -145,8 +147,8 @@ class Stack:
         if self._has_grams and "gram_b" not in memo:
             # In memory of their own: where they lie would decide how products of them round.
             memo |= {side: self.memo[side][one].clone() for side in ("gram_b", "gram_a")}
-            if self.B.dtype == memo["gram_b"].dtype:
-                memo["precise"] = memo["gram_b"], memo["gram_a"]
+        if "precise" in self.memo and "precise" not in memo:
+            memo["precise"] = tuple(side[one].clone() for side in self.memo["precise"])
         alone = replace(
             self,
             B=self.B[one],
@@ -354,6 +356,8 @@ def products(X: Tensor, Y: Tensor) -> Tensor:
     dtype = torch.promote_types(X.dtype, Y.dtype)
     if X.device.type != "cpu":
         return torch.bmm(X.to(dtype), Y.to(dtype))
+    if Y.device != X.device:  # torch.mm would leave ``out`` as it is where Y has no values
+        raise RuntimeError(f"factors on {X.device} and {Y.device}")
     out = torch.empty(*X.shape[:-1], Y.shape[-1], dtype=dtype)
     aligned = _aligned(out)
     for x, y, o in zip(_apart(X, dtype), _apart(Y, dtype), out, strict=True):

@@ -138,7 +138,6 @@ def get_folder(
     target: Path,
     locks: Path,
     *,
-    replace: bool = False,
     listener: Listener = ignore,
 ) -> Manifest:
     """Download what is at a storage URL as a new folder, checked file by file.
@@ -147,7 +146,6 @@ def get_folder(
         url: The folder's storage URL.
         target: The local folder it becomes.
         locks: As for `lorahub.output.new_folder`.
-        replace: Whether an existing folder is replaced.
         listener: Receives the phase ``download``.
 
     Raises:
@@ -159,7 +157,7 @@ def get_folder(
     there = Folder.at(url)
     manifest = there.whole()
     listener(PhaseStarted("download", len(manifest.files), "files"))
-    with new_folder(target, locks, replace=replace) as partial:
+    with new_folder(target, locks) as partial:
         for done, (name, file) in enumerate(manifest.files.items(), 1):
             there.get(name, partial / name)
             check(partial / name, file, join(there.url, name))

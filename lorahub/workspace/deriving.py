@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lorahub.errors import ConflictError
 from lorahub.events import Listener, ignore
-from lorahub.extracting import Extracted, Extractor, Request
+from lorahub.extracting import Extracted, ExtractionPlan, Extractor, Request
 from lorahub.integrity import check_unchanged
 from lorahub.output import new_folder
 from lorahub.workspace.pulling import Pulling
@@ -55,6 +55,15 @@ class Deriving(Pulling):
                 force=force,
                 listener=listener,
             )
+
+    def plan_extraction(self, request: Request) -> ExtractionPlan:
+        """What `extract` would write, from the headers of both models alone.
+
+        Raises:
+            UsageError: There is no size.
+            LorahubError: As `extract`, as far as headers tell.
+        """
+        return Extractor(self.config, self.catalog).plan(request)
 
     def extract(
         self, request: Request, *, force: bool = False, listener: Listener = ignore

@@ -50,13 +50,16 @@ class Resizing(Merging):
             UsageError: No size is given, or no output.
             LorahubError: As `merge`.
         """
-        if rank is None and energy is None and budget is None:
-            raise UsageError(
-                "a resize needs a size", hint="give --rank K, --energy 0.9 or --budget 30%"
-            )
-        parameters = _given(rank=rank, energy=energy)
-        body: dict[str, object] = {"budget": budget, "parameters": parameters}
-        recipe = _one_source(reference, body, dtype, base, name, folder)
+        recipe = resize_recipe(
+            reference,
+            rank=rank,
+            energy=energy,
+            budget=budget,
+            dtype=dtype,
+            base=base,
+            name=name,
+            folder=folder,
+        )
         return self.merge(recipe, force=force, listener=listener)
 
     def prune(
@@ -89,9 +92,54 @@ class Resizing(Merging):
         Raises:
             LorahubError: As `merge`.
         """
-        body: dict[str, object] = {"budget": budget, "allocate": "prune"}
-        recipe = _one_source(reference, body, dtype, base, name, folder)
+        recipe = prune_recipe(
+            reference, budget=budget, dtype=dtype, base=base, name=name, folder=folder
+        )
         return self.merge(recipe, force=force, listener=listener)
+
+
+def resize_recipe(
+    reference: str,
+    *,
+    rank: int | None,
+    energy: float | None,
+    budget: str | float | None,
+    dtype: str | None,
+    base: str | None,
+    name: str | None,
+    folder: Path | None,
+) -> Recipe:
+    """What `Resizing.resize` merges; a plan of it says what would be written.
+
+    Raises:
+        UsageError: No size is given.
+        InvalidRecipeError: A value is out of bounds.
+    """
+    if rank is None and energy is None and budget is None:
+        raise UsageError(
+            "a resize needs a size", hint="give --rank K, --energy 0.9 or --budget 30%"
+        )
+    parameters = _given(rank=rank, energy=energy)
+    body: dict[str, object] = {"budget": budget, "parameters": parameters}
+    return _one_source(reference, body, dtype, base, name, folder)
+
+
+def prune_recipe(
+    reference: str,
+    *,
+    budget: str | float,
+    dtype: str | None,
+    base: str | None,
+    name: str | None,
+    folder: Path | None,
+) -> Recipe:
+    """What `Resizing.prune` merges; a plan of it says what would be written.
+
+    Raises:
+        InvalidRecipeError: A value is out of bounds.
+    """
+    body: dict[str, object] = {"budget": budget, "allocate": "prune"}
+    return _one_source(reference, body, dtype, base, name, folder)
 
 
 def _one_source(

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorahub.adapter import Adapter
 from lorahub.errors import LorahubError, UsageError
 from lorahub.events import Advanced, Listener, PhaseStarted, Warned, ignore
-from lorahub.merging import Merger
+from lorahub.making import require
+from lorahub.merging import Merger, closing_run
+from lorahub.provenance import parents_of
 from lorahub.workspace.batches import Batches, Maker
 from lorahub.workspace.evaluating import Evaluating
+from store import RunDraft
 
 if TYPE_CHECKING:
+    from lorahub.engine.plan import Plan
+    from lorahub.engine.trials import FactorSpace, Figures
     from lorahub.recipe import Recipe
     from lorahub.searching import Optimiser, Search, Trial
     from lorahub.suites import Suite
@@ -37,10 +43,11 @@ class Searching(Batches, Evaluating):
     ) -> Generator[Trial, None, Adapter]:
         """Search the space of a recipe file for the best figure of a suite.
 
-        Every trial is a merge as any other, verified and recorded as a run; its result is
-        removed once it is scored. The last step makes the best one under the recipe's name.
-        What trials gave is kept beside the recipe, so that the same search again, or a longer
-        one, goes on from there.
+        Every trial is recorded as a run. It is a merge as any other, verified, whose result is
+        removed once it is scored; the suite ``factors`` needs no result, and computes its figures
+        from the sources' Gram matrices where the method works in factor space. The last step makes
+        the best one under the recipe's name. What trials gave is kept beside the recipe, so that
+        the same search again, or a longer one, goes on from there.
 
         Args:
             path: The recipe file; its ``search`` says what is varied (see
@@ -128,26 +135,60 @@ class _Run:
         self._maker = Maker(workspace, self._find, True, device, None, ignore)
         self._name, _ = self._merger.target(search.file.recipe())
         self._trial = f"{self._name}.trial"
+        self._spaces: dict[object, FactorSpace | None] = {}
 
     def figures(self, values: dict[str, object]) -> dict[str, float]:
         """What the suite finds of the merge with these values; looked up if it was tried."""
         recipe = self._as(self._search.recipe(values), self._trial)
-        key = self._key(recipe)
+        plan = self._workspace._plan(recipe, self._find, ignore)  # noqa: SLF001
+        key = self._key(plan)
         known = self._tried.get(key)
         if known is not None:
             return known
-        adapter = self._merge(recipe)
-        found = self._workspace._score(adapter, self._suite)  # noqa: SLF001
+        found = None if self._suite else self._from_factor_space(recipe, plan)
+        if found is None:
+            found = self._workspace._score(self._merge(recipe), self._suite)  # noqa: SLF001
         self._tried.add(key, values, found)
         return found
+
+    def _from_factor_space(self, recipe: Recipe, plan: Plan) -> dict[str, float] | None:
+        """What suite ``factors`` would find of a merge that is not made; a run as any other.
+
+        None where the merge has to be made for it.
+
+        Raises:
+            VerificationError: It keeps less than the recipe demands.
+        """
+        from lorahub.engine.trials import FactorSpace
+
+        for adapter in plan.adapters:
+            self._merger.check_unchanged(adapter)
+        layout = plan.layout
+        if layout not in self._spaces:
+            self._spaces = {layout: FactorSpace.read(plan)}
+        space = self._spaces[layout]
+        found = space.figures(plan) if space is not None else None
+        if found is None:
+            return None
+        catalog = self._workspace.catalog
+        name, target = self._merger.target(recipe)
+        draft = RunDraft(plan.digest, recipe.to_yaml(), plan.method.name, str(target))
+        run_id = catalog.begin_run(draft)
+        with closing_run(catalog, run_id):
+            require(found.check, name, recipe.verify)
+            catalog.end_run(run_id, "finished")
+        return _figures(found)
 
     def keep(self, best: Trial) -> Adapter:
         """The best result, under the recipe's own name and with its figures."""
         recipe = self._search.recipe(best.chosen)
         adapter = self._merge(recipe)
         assert best.figures is not None
-        suite = self._suite.name if self._suite else "factors"
-        self._workspace.catalog.record_evaluation(adapter.id, suite, best.figures)
+        if self._suite is None:
+            self._workspace._score(adapter, None)  # noqa: SLF001 - now with its dtype's rounding
+        else:
+            catalog = self._workspace.catalog
+            catalog.record_evaluation(adapter.id, self._suite.name, best.figures)
         self._workspace._hand_on(recipe, adapter.name)  # noqa: SLF001
         return adapter
 
@@ -167,8 +208,7 @@ class _Run:
         name, target = self._merger.target(recipe)
         return self._maker.one(Item(recipe, name, target, frozenset())).adapter
 
-    def _key(self, recipe: Recipe) -> str:
-        plan = self._workspace._plan(recipe, self._find, ignore)  # noqa: SLF001
+    def _key(self, plan: Plan) -> str:
         suite = self._suite.model_dump_json(exclude={"folder"}) if self._suite else "factors"
         return hashlib.sha256(f"{plan.digest}\n{suite}".encode()).hexdigest()
 
@@ -177,3 +217,20 @@ class _Run:
         from lorahub.recipe import OutputSpec
 
         return recipe.model_copy(update={"output": OutputSpec(name=name)})
+
+
+def _figures(found: Figures) -> dict[str, float]:
+    """What `Evaluating.evaluate` tells of an adapter."""
+    from lorahub.suites import merged_figures
+
+    parents = parents_of(found.plan)
+    figures = {"truncation": found.truncation, "retained": min(found.retained)}
+    for what, values in (("retained", found.retained), ("alignment", found.alignment)):
+        named = zip(parents, values, strict=True)
+        figures |= {f"{what}.{parent.reference}": value for parent, value in named}
+    mean = (sum(norm**2 for norm in found.norms) / len(parents)) ** 0.5
+    figures["drift"] = found.norm / mean if mean else 0.0
+    pairs = combinations(range(len(parents)), 2)
+    between = {(i, j): found.cosines[i][j] for i, j in pairs}
+    weights = [p.weight * p.factor for p in parents]
+    return figures | merged_figures(between, list(found.norms), weights)

@@ -41,6 +41,8 @@ class RunScreen(Room):
         "they are here again when it opens."
     )
 
+    _awaited = ""
+
     def body(self) -> ComposeResult:
         """The jobs over the one under the cursor."""
         with Vertical():
@@ -80,6 +82,8 @@ class RunScreen(Room):
                 self.jobs.update(index, row)
         else:
             wanted = before.value.name if before is not None else ""
+            if self._awaited in names:
+                wanted, self._awaited = self._awaited, ""
             cursor = names.index(wanted) if wanted in names else 0
             self.jobs.reset(len(jobs), _rows(jobs[:PAGE]), cursor=cursor)
         self.jobs.border_title = text.plural(sum(j.active for j in jobs), "active job")
@@ -136,8 +140,11 @@ class RunScreen(Room):
         self._with_job(app_of(self).jobs.pause)
 
     def do_again(self) -> None:
-        """The same once more."""
-        self._with_job(app_of(self).jobs.again)
+        """The same once more; the cursor goes to it."""
+        self._with_job(self._start_again)
+
+    def _start_again(self, job: Job) -> None:
+        self._awaited = app_of(self).jobs.again(job)
 
     def do_forget(self) -> None:
         """Off the list."""
