@@ -188,7 +188,7 @@ def main(words: list[str] | None = None) -> None:
         wall, each = joined(workers, lambda: batch([warm, some], Ray()))
         cores = (before + ceiling(workers)) / 2
         predicted = replace(speed, start=0).batch_seconds(needed, cores)
-        alone = alone or wall * workers
+        alone = alone or wall * cores
         print(f"  {workers}  {sum(each) / given.count:.3f}  {cores:.2f}  {predicted:7.1f}  "
               f"{wall:7.1f}  {alone / wall / cores:.0%}")  # fmt: skip
     print("computed: 1,000 merges of 4 adapters of rank 16 on a 70B model, hours on N cores")
