@@ -123,13 +123,13 @@ class Extractor:
         _check(request)
         folders = _folders(request)
         with ModelPair.open(*folders) as pair:
-            shapes = [(name, *pair.shape(name)) for name in pair.modules]
+            shapes = {name: pair.shape(name) for name in pair.modules}
             return ExtractionPlan(
                 request.base_model or _repo_of(pair.base.folder)[0] or _named(folders[0]),
                 request.dtype or pair.dtype,
                 tuple(
-                    PlannedModule(name, *shape, min(request.rank or min(shape), *shape))
-                    for name, *shape in shapes
+                    PlannedModule(name, d_out, d_in, min(request.rank or d_in, d_out, d_in))
+                    for name, (d_out, d_in) in shapes.items()
                 ),
             )
 
