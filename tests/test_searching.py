@@ -16,7 +16,7 @@ from lorahub.cli.main import app
 from lorahub.errors import EvaluationError, InvalidRecipeError, LorahubError, UsageError
 from lorahub.formats.safetensors import TensorFile
 from lorahub.searching import Axis, Search, Trial, Tried, best_of, load_search
-from lorahub.suites import Suite
+from lorahub.suites import RunningSuite
 from lorahub.workspace import Workspace
 from tests.conftest import write_adapter
 
@@ -49,7 +49,7 @@ def scored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[str, list[l
     """A suite that knows the best weights, 0.8 and 0.2, and the weights it was asked about."""
     asked: list[list[float]] = []
 
-    def run(self: Suite, adapter: Adapter) -> dict[str, float]:
+    def run(self: RunningSuite, adapter: Adapter) -> dict[str, float]:
         record = json.loads((adapter.origin.folder / "lorahub.json").read_text())
         weights = [p["weight"] for p in record["parents"]]
         asked.append(weights)
@@ -57,7 +57,7 @@ def scored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[str, list[l
             raise EvaluationError("too loud")
         return {"loss": (weights[0] - 0.8) ** 2 + (weights[1] - 0.2) ** 2, "other": 1.0}
 
-    monkeypatch.setattr(Suite, "run", run)
+    monkeypatch.setattr(RunningSuite, "run", run)
     path = tmp_path / "suite.yaml"
     path.write_text("command: [never-run]\n")
     return str(path), asked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator
+from contextlib import ExitStack, closing
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,9 @@ from lorahub.events import Advanced, Listener, PhaseStarted, Warned, ignore
 from lorahub.making import require
 from lorahub.merging import Merger, closing_run
 from lorahub.provenance import parents_of
-from lorahub.workspace.batches import Batches, Maker
+from lorahub.workspace.batches import Batches
 from lorahub.workspace.evaluating import Evaluating
+from lorahub.workspace.maker import Maker
 from store import RunDraft
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ class Searching(Batches, Evaluating):
         listener(PhaseStarted("search", budget, "trials"))
         trials: list[Trial] = []
         failure: LorahubError | None = None
-        try:
+        with closing(run):
             for number in range(1, budget + 1):
                 handle, values = optimiser.ask()
                 figures, why = None, None
@@ -110,8 +112,6 @@ class Searching(Batches, Evaluating):
                 trials[-1] = Trial(number, values, figures, value, so_far, why)
                 listener(Advanced("search", number, f"trial {number}"))
                 yield trials[-1]
-        finally:
-            run.tidy()
         best = best_of(trials, minimize=minimize)
         if best is None:
             assert failure is not None
@@ -136,6 +136,8 @@ class _Run:
         self._name, _ = self._merger.target(search.file.recipe())
         self._trial = f"{self._name}.trial"
         self._spaces: dict[object, FactorSpace | None] = {}
+        self._open = ExitStack()
+        self._scorer = self._open.enter_context(suite.start()) if suite else None
 
     def figures(self, values: dict[str, object]) -> dict[str, float]:
         """What the suite finds of the merge with these values; looked up if it was tried."""
@@ -147,7 +149,7 @@ class _Run:
             return known
         found = None if self._suite else self._from_factor_space(recipe, plan)
         if found is None:
-            found = self._workspace._score(self._merge(recipe), self._suite)  # noqa: SLF001
+            found = self._workspace._score(self._merge(recipe), self._scorer)  # noqa: SLF001
         self._tried.add(key, values, found)
         return found
 
@@ -192,10 +194,11 @@ class _Run:
         self._workspace._hand_on(recipe, adapter.name)  # noqa: SLF001
         return adapter
 
-    def tidy(self) -> None:
-        """Remove the result of the last trial."""
+    def close(self) -> None:
+        """End the suite, and remove the result of the last trial."""
         from lorahub.output import remove_folder
 
+        self._open.close()
         catalog, config = self._workspace.catalog, self._workspace.config
         found = catalog.by_name(self._trial)
         if found is not None and found.origin.folder == config.adapters / self._trial:
