@@ -50,6 +50,12 @@ def test_the_examples_of_methods_are_commands(home: Path, tmp_path: Path) -> Non
         assert done.exit_code == 0, (words, done.output)
 
 
+def test_every_method_says_when_to_use_it() -> None:
+    for method in methods().values():
+        doc = " ".join(method.doc.split())
+        assert re.search(r"[Uu]se it |It is here for parity only; ", doc), method.name
+
+
 def test_readme_names_every_method() -> None:
     merging = README[README.index("## What it merges") : README.index("## Where things are")]
     named = set(re.findall(r"`(\w+)`", merging))

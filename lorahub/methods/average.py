@@ -18,7 +18,7 @@ def average(stack: Stack, *, rank: Rank = None, energy: Energy = None) -> Mix:
 
     It is ``svd`` with every weight 1/T, where T is the number of adapters that have the
     module. Unlike an average of the factors it has no cross terms. Weights are not taken: use
-    ``svd`` for a weighted mean.
+    ``svd`` for a weighted mean. Use it for runs of one task that should count the same.
     """
     from lorahub.kernels.lowrank import best_approximation
 

@@ -48,7 +48,8 @@ def dare(stack: Stack, *, rank: MergedRank = None, density: RandomDensity = 0.5)
     draw, and an adapter minus itself leaves noise behind. The result is full rank by nature:
     it is truncated to ``rank``, the error of which is reported. Truncation removes most of the
     noise again, so that at the ranks of adapters the result is near that of ``svd``. The
-    default scale is that of task arithmetic.
+    default scale is that of task arithmetic. Use it to follow the paper or
+    to repeat a merge made elsewhere; ``magnitude_prune`` leaves nothing to chance.
     """
     from lorahub.kernels.delta import approximated
 

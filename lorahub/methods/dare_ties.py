@@ -45,10 +45,11 @@ def dare_ties(
     As ``dare``, but what is left is merged like ``ties``: a sign is elected for every element
     and the deltas that have it are averaged. It is no weighted sum, and the identity for one
     adapter at density 1 only. Another order of the adapters gives another random draw, and an
-    adapter minus itself leaves noise behind. The result is full rank by nature: it is truncated
-    to ``rank``, the error of which is reported. At low density few elements of two adapters
-    meet and the mean is nearly the rescaled sum, so that the default scale is that of task
-    arithmetic.
+    adapter minus itself leaves noise behind. The result is full rank by nature: it is
+    truncated to ``rank``, the error of which is reported. At low density few elements of two
+    adapters meet and the mean is nearly the rescaled sum, so that the default scale is that of
+    task arithmetic. Use it to follow the paper or to repeat a merge made elsewhere; ``ties``
+    leaves nothing to chance.
     """
     from lorahub.kernels.delta import approximated
 

@@ -58,7 +58,7 @@ def della(
     the adapters gives another random draw, and an adapter minus itself leaves noise behind.
     The result is full rank by nature: it is truncated to ``rank``, the error of which is
     reported. Sorting every row makes it the slowest of its family. The default scale is that
-    of task arithmetic.
+    of task arithmetic. Use it where ``dare_ties`` loses too much of what is large.
     """
     from lorahub.kernels.delta import approximated
 

@@ -92,7 +92,8 @@ def lego(
     output. The result depends on the gauge of the inputs under rotation (not under permutation
     or signs of ranks); gauge ``svd`` removes that. It is no weighted sum: weights decide how
     much a unit counts in its cluster's mean, and an adapter minus itself leaves something
-    behind. With one adapter and a lower rank it prunes.
+    behind. With one adapter and a lower rank it prunes. Use it where the adapters' ranks or
+    norms differ much, or where many share units that a sum would count twice.
     """
     from lorahub.kernels.units import (
         clustered,

@@ -25,11 +25,12 @@ def mos(
 ) -> Mix:
     """Approximate the weighted sum within a number of bytes rather than a rank.
 
-    The sum is packed to ``pack`` (4 times smaller than in bfloat16 when nothing is said): shards
-    that repeat are stored once, and singular vectors get as many bits as they are worth, those
-    of weak ranks none. The compact file lies beside the ordinary LoRA that it decodes to. Every
-    other method's result is packed the same way with ``pack``. Linear merges bear packed
-    sources well; methods that flatten spectra amplify what packing cut off.
+    The sum is packed to ``pack`` (4 times smaller than in bfloat16 when nothing is said):
+    shards that repeat are stored once, and singular vectors get as many bits as they are
+    worth, those of weak ranks none. The compact file lies beside the ordinary LoRA that it
+    decodes to. Every other method's result is packed the same way with ``pack``. Linear merges
+    bear packed sources well; methods that flatten spectra amplify what packing cut off. Use it
+    where the result has to be small on disk or on the way, whatever its rank.
     """
     from lorahub.kernels.lowrank import best_approximation
 

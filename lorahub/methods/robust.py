@@ -41,14 +41,15 @@ def robust(
     Of every A and every B the ``density`` share of largest magnitudes is kept. A row of A that
     loses much of its absolute sum raises the column of B that belongs to it, in proportion to
     the same unit of the other adapters: the result is (sum of pruned B_t S_t) (sum of pruned
-    A_t) with the S_t of all adapters adding up to 1, as in the authors' code. The product of two
-    sums has cross terms between adapters, so it is not the sum of the deltas, and it pairs
+    A_t) with the S_t of all adapters adding up to 1, as in the authors' code. The product of
+    two sums has cross terms between adapters, so it is not the sum of the deltas, and it pairs
     units by their place: it depends on the gauge of the inputs (their rank order and signs).
-    One adapter alone is pruned: the identity needs density 1. Proportions make a mean of B, and
-    pruning takes much of the norm: the default scale is 4 (2/n)^(1/2) for n adapters, where the
-    authors take 4 for eight. All adapters must have the same rank. It pairs what belongs
-    together in adapters trained from one initialisation of A; on five encoder adapters of
-    separate ones it kept five points less of their accuracy than `task_arithmetic`.
+    One adapter alone is pruned: the identity needs density 1. Proportions make a mean of B,
+    and pruning takes much of the norm: the default scale is 4 (2/n)^(1/2) for n adapters,
+    where the authors take 4 for eight. All adapters must have the same rank. Use it for
+    adapters that were trained from one initialisation of A, where units belong together; on
+    five encoder adapters of separate ones it kept five points less of their accuracy than
+    ``task_arithmetic``.
     """
     from lorahub.kernels.complementary import scaled_factors
 

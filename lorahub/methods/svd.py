@@ -27,7 +27,8 @@ def svd(stack: Stack, *, rank: Rank = None, energy: Energy = None) -> Mix:
     The singular values of the sum are those of a small core between the stacked factors, so
     the optimum costs O((d_in + d_out) R^2) and no matrix of the size of the weights is formed.
     Give a ``rank``, or an ``energy`` from which each module chooses its own. Ranks leave in
-    order of importance: any prefix is itself the best lower-rank adapter.
+    order of importance: any prefix is itself the best lower-rank adapter. Use it where the
+    weighted sum is what you want, at a rank you choose.
     """
     from lorahub.kernels.lowrank import best_approximation
 

@@ -28,7 +28,8 @@ def task_arithmetic(stack: Stack, *, rank: Rank = None, energy: Energy = None) -
 
     A full sum of several adapters overshoots; lambda, given by ``scale``, pulls it back. Its
     default is 1.25 n^-0.7 for n adapters (at most 1). Negative weights subtract a skill. With
-    neither ``rank`` nor ``energy`` the sum keeps every rank that it has.
+    neither ``rank`` nor ``energy`` the sum keeps every rank that it has. Use it first, as the
+    plain merge to compare others with, and to subtract a skill.
     """
     from lorahub.kernels.lowrank import best_approximation
 

@@ -26,7 +26,8 @@ def welore(stack: Stack) -> Mix:
     threshold on normalised singular values (``allocate: welore``), by what lowers the total
     error most (``energy``), or by the same after giving every module the same energy
     (``relative``, the default). Modules with fast spectra give ranks to those with slow ones.
-    Every other method takes a budget too, and distributes its own result the same way.
+    Every other method takes a budget too, and distributes its own result the same way. Use it
+    for the weighted sum where some modules need more ranks than others.
     """
     from lorahub.kernels.lowrank import best_approximation
 
