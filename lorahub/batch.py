@@ -41,6 +41,10 @@ class Item:
         """The references of its sources, in order."""
         return tuple(source.adapter for source in self.recipe.sources)
 
+    def failed(self, error: LorahubError) -> Outcome:
+        """Its outcome where there is no result."""
+        return Outcome(self.name, "failed", self.target, error=error)
+
 
 def sent_to(item: Item, url: str) -> Item:
     """The item with one more export: under its name in the folder at a storage URL."""

@@ -22,6 +22,7 @@ from lorahub.provenance import parents_of, pinned_recipe, warnings_of
 from lorahub.record import FILE_NAME, RECIPE_NAME, Packed, Record, Verification
 
 if TYPE_CHECKING:
+    from lorahub.engine.parts import Elsewhere
     from lorahub.engine.plan import Plan
     from lorahub.engine.run import Run
     from lorahub.engine.verify import Result
@@ -126,7 +127,12 @@ def _record(
 
 
 def make_all(
-    steps: Lockstep[Any, Any, R], *, device: str, workers: int | None, listener: Listener
+    steps: Lockstep[Any, Any, R],
+    *,
+    device: str,
+    workers: int | None,
+    listener: Listener,
+    elsewhere: Elsewhere | None = None,
 ) -> list[R | LorahubError]:
     """Take tasks that make folders, of plans of one `Plan.layout`, through all their steps.
 
@@ -143,7 +149,14 @@ def make_all(
             plans, paths = zip(*(wanted for _, wanted in asked), strict=True)
             runs: Sequence[Run | LorahubError]
             try:
-                runs = run_all(plans, paths, device=device, workers=workers, listener=listener)
+                runs = run_all(
+                    plans,
+                    paths,
+                    device=device,
+                    workers=workers,
+                    elsewhere=elsewhere,
+                    listener=listener,
+                )
             except LorahubError as error:
                 runs = [error] * len(asked)
             for (i, _), run in zip(asked, runs, strict=True):

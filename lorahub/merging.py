@@ -34,6 +34,7 @@ from lorahub.record import (
 from store import Catalog, RunDraft
 
 if TYPE_CHECKING:
+    from lorahub.engine.parts import Elsewhere
     from lorahub.engine.plan import Plan
     from lorahub.recipe import Recipe
 
@@ -110,8 +111,12 @@ def output_of(name: str | None, folder: Path | None, config: Config) -> tuple[st
 class Merger:
     """Merges into one data folder and its catalog."""
 
-    def __init__(self, config: Config, catalog: Catalog) -> None:
+    def __init__(
+        self, config: Config, catalog: Catalog, elsewhere: Elsewhere | None = None
+    ) -> None:
+        """Take where results go, and who makes the parts of a merge that is alone."""
         self._config = config
+        self._elsewhere = elsewhere
         self._catalog = catalog
         self._unchanged: dict[Path, object] = {}
 
@@ -148,7 +153,13 @@ class Merger:
         """
         self._catalog.sweep_dead_runs()
         steps = Lockstep(self._merging(*each, force=force, listener=listener) for each in wanted)
-        return make_all(steps, device=device, workers=workers, listener=listener)
+        return make_all(
+            steps,
+            device=device,
+            workers=workers,
+            listener=listener,
+            elsewhere=self._elsewhere,
+        )
 
     def _merging(
         self, recipe: Recipe, plan: Plan, *, force: bool, listener: Listener

@@ -111,6 +111,28 @@ def test_sources_and_results_of_a_machine_apart(
         assert alone.get("chain").info.content_hash == chain.content_hash
 
 
+def test_one_merge_on_a_machine_apart(
+    near: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It needs no catalog in common, fetches the sources, and leaves the result here."""
+    monkeypatch.delenv("LORAHUB_DATABASE_URL")
+    urls = [f"file://{tmp_path}/store/{name}" for name in ("one", "two")]
+    one_part = {"layers.0.q_proj": (8, 8, 2), "layers.1.q_proj": (8, 8, 2)}
+    for seed, url in enumerate(urls):
+        put_folder(write_adapter(tmp_path / url[-3:], one_part, seed=seed), url)
+    write_adapter(near / "only", one_part)
+    with Workspace.open() as workspace:
+        far = workspace.merge(recipe("far", *urls), executor=Far(tmp_path / "far"))
+        here = workspace.merge(recipe("here", *urls))
+        assert far.adapter.info.weights_sha256 == here.adapter.info.weights_sha256
+        assert len(list((tmp_path / "far/home/stored").iterdir())) == 2
+        assert not list((tmp_path / "far").glob("home/adapters/*"))
+        with pytest.raises(NotFoundError, match="'only' is"):
+            only = recipe("none", "/proc/self/cwd/only")
+            workspace.merge(only, executor=Far(tmp_path / "farther"))
+        assert not (near / "home/adapters/none").exists()
+
+
 def test_what_a_machine_apart_cannot_do(near: Path, tmp_path: Path) -> None:
     """Results that nobody would have, and sources that it cannot reach."""
     names = [str(write_adapter(tmp_path / n, SHAPES, seed=i)) for i, n in enumerate(("one", "two"))]

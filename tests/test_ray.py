@@ -32,6 +32,7 @@ from tests.conftest import write_adapter
 from tests.postgres import Databases
 from tests.ray_cluster import SETTINGS, cluster, free_port
 from tests.test_batch import SHAPES, contents, numbered, recipe, states
+from tests.test_parts import LAYERS, RECIPES, merge, merged_by, nothing_left
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
 
@@ -105,8 +106,8 @@ def test_the_same_bytes_everywhere(
 class Meddling(Ray):
     """Ray, with something done to the workers first."""
 
-    def __init__(self, address: str, meddle: Callable[[], None]) -> None:
-        super().__init__(address)
+    def __init__(self, address: str, meddle: Callable[[], None], *, gpus: bool = True) -> None:
+        super().__init__(address, gpus=gpus)
         self._meddle = meddle
 
     def run(
@@ -211,6 +212,70 @@ def _interrupt_when(mark: Path) -> None:
     while not mark.exists():
         time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGINT)
+
+
+def _within_parts(do: Callable[[], None]) -> None:
+    """Do something when a worker begins the first part of a merge."""
+    from lorahub.engine import parts as module
+
+    whole = module.for_each
+
+    def meddled(tasks: Sequence[Any], one: Any) -> Any:
+        if tasks[0].plan.modules[0].name == next(iter(LAYERS)):
+            do()
+        return whole(tasks, one)
+
+    module.for_each = meddled
+
+
+def _die_in_part(mark: Path, times: int) -> None:
+    def die() -> None:
+        marks = len(list(mark.parent.glob("died*")))
+        if marks < times:
+            (mark.parent / f"died{marks}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _within_parts(die)
+
+
+def _hang_in_part(mark: Path) -> None:
+    def hang() -> None:
+        mark.touch()
+        while True:
+            time.sleep(0.05)
+
+    _within_parts(hang)
+
+
+def test_one_merge_in_parts(
+    joined: str, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes of a merge here, with a worker killed too; killed again, or by Ctrl-C, nothing."""
+    monkeypatch.setattr("lorahub.engine.batches.CPU_BATCH_BYTES", 1)
+    sources = [str(tmp_path / "sources" / name) for name in ("one", "two")]
+    for seed, name in enumerate(sources):
+        write_adapter(Path(name), LAYERS, seed=seed)
+    here = merged_by(tmp_path / "here", sources, list(RECIPES), None)
+    assert merged_by(tmp_path / "ray", sources, list(RECIPES), Ray(gpus=False)) == here
+    mark = tmp_path / "mark"
+    once = Meddling(joined, partial(_die_in_part, mark, 1), gpus=False)
+    assert merged_by(tmp_path / "once", sources, ["welore"], once).items() <= here.items()
+    assert (tmp_path / "died0").exists()
+    with Workspace.open(tmp_path / "none") as other:
+        other.pull(sources)
+        with pytest.raises(ResourceError, match="lost, twice"):
+            merge(other, "svd", Meddling(joined, partial(_die_in_part, mark, 3), gpus=False))
+        assert nothing_left(other)
+        assert not list(other.config.home.rglob("shared-*"))
+        threading.Thread(target=_interrupt_when, args=(mark,), daemon=True).start()
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                merge(other, "svd", Meddling(joined, partial(_hang_in_part, mark), gpus=False))
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert nothing_left(other)
+        assert [run.state for run in other.catalog.runs()] == ["interrupted", "failed"]
 
 
 def test_a_killed_driver(joined: str, workspace: Workspace, tmp_path: Path) -> None:
@@ -321,11 +386,12 @@ def test_nobody_listens(apart: None, workspace: Workspace, tmp_path: Path) -> No
     path.write_text("method: svd\nsources: [{adapter: one}]\noutput: {name: a}\n")
     for scheme in ("", "ray://"):
         address = f"{scheme}127.0.0.1:{free_port()}"
-        words = ["batch", str(path), "--executor", "ray", "--address", address]
-        done = CliRunner().invoke(app, words)
-        assert done.exit_code == 7
-        assert f"no Ray cluster answers at {address}" in done.stderr
-        assert "ray start --head" in done.stderr
+        for verb in ("batch", "merge"):
+            words = [verb, str(path), "--executor", "ray", "--address", address]
+            done = CliRunner().invoke(app, words)
+            assert done.exit_code == 7
+            assert f"no Ray cluster answers at {address}" in done.stderr
+            assert "ray start --head" in done.stderr
     assert not workspace.config.adapters.exists()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,14 +28,8 @@ def batch(
         int | None,
         typer.Option("--jobs", min=1, help="Merges at a time; 1 unless --executor is given."),
     ] = None,
-    executor: Annotated[
-        Literal["here", "processes", "ray"] | None,
-        typer.Option("--executor", help="Where to merge: this process, processes, a Ray cluster."),
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option("--address", help="Ray cluster: auto, local, HOST:PORT or ray://HOST:PORT."),
-    ] = None,
+    executor: sink.Executor = None,
+    address: sink.Address = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Also redo results whose recipe or sources changed.")
     ] = False,

@@ -72,6 +72,12 @@ def merge(
     base: Annotated[str | None, typer.Option("--base", help="Base model of the result.")] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda[:N], mps.")] = "auto",
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Threads.")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, help="Parts at a time; 1 unless --executor is given."),
+    ] = None,
+    executor: sink.Executor = None,
+    address: sink.Address = None,
     output: sink.Output = None,
     name: Annotated[str | None, typer.Option("--name", help="Catalog name of the result.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing result.")] = False,
@@ -82,6 +88,7 @@ def merge(
     """Merge adapters into one, verified and catalogued."""
     lines = events is not None
     with sink.errors("merge", as_json=as_json, events=lines):
+        from lorahub.executors import choose
         from lorahub.workspace import Workspace
 
         options: dict[str, Any] = {
@@ -103,7 +110,12 @@ def merge(
                 print_plan(plan, "merge", as_json=as_json or lines)
                 return
             merged = workspace.merge(
-                recipe, device=device, workers=workers, force=force, listener=listener
+                recipe,
+                device=device,
+                workers=workers,
+                executor=choose(executor, jobs=jobs, address=address, device=device),
+                force=force,
+                listener=listener,
             )
         print_merged(merged, "merge", as_json=as_json, lines=lines)
 

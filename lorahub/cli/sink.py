@@ -47,6 +47,14 @@ Endpoint = Annotated[
 TokenEnv = Annotated[
     str | None, typer.Option("--token-env", help="Environment variable with the Hub token.")
 ]
+Executor = Annotated[
+    Literal["here", "processes", "ray"] | None,
+    typer.Option("--executor", help="Where to merge: this process, processes, a Ray cluster."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", help="Ray cluster: auto, local, HOST:PORT or ray://HOST:PORT."),
+]
 
 
 def plain(value: object) -> Any:  # noqa: ANN401 - JSON has no narrower type

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from threading import Event, local
@@ -88,9 +88,12 @@ class Batches:
         """Most bytes of the results of one batch."""
         width = DTYPE_BYTES[plan.dtype]
         return max(
-            sum(m.rank * (m.d_in + m.d_out) * width for m in batch)
-            for batch in _batches(plan, self._bytes)
+            sum(m.rank * (m.d_in + m.d_out) * width for m in batch) for batch in self.of(plan)
         )
+
+    def of(self, plan: Plan) -> Iterator[list[PlannedModule]]:
+        """The modules of a plan of the same `Plan.layout`, batch by batch."""
+        return _batches(plan, self._bytes)
 
     def close(self) -> None:
         """Close the sources and give torch its settings back."""
@@ -118,7 +121,7 @@ class Batches:
         listener: Listener,
         *,
         keep_grams: bool = False,
-    ) -> Iterator[tuple[PlannedModule, T]]:
+    ) -> Generator[tuple[PlannedModule, T], None, None]:
         """Yield each module with what ``work`` made of it, in plan order.
 
         ``work`` takes the modules of a batch and their `Stack` and returns one value per module.
@@ -153,7 +156,7 @@ class Batches:
         pending: deque[Future[tuple[Sequence[PlannedModule], Sequence[T]]]] = deque()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="merge")
         try:
-            for batch in _batches(plan, self._bytes):
+            for batch in self.of(plan):
                 pending.append(pool.submit(job, batch))
                 if len(pending) > 2 * self.workers:
                     yield pending.popleft().result()

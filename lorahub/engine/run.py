@@ -9,28 +9,24 @@ from the factors alone is found once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from lorahub.adapter import ModuleKind
-from lorahub.engine.batches import (
-    Batches,
-    Work,
-    name_the_bad_factor,
-    pick_device,
-    reweighted,
-)
+from lorahub.engine.batches import Batches, pick_device
+from lorahub.engine.parts import Elsewhere, made_elsewhere
 from lorahub.engine.plan import Plan, PlannedModule
 from lorahub.engine.survey import normalized
+from lorahub.engine.work import Ready, Task, for_each, mixed, ready
 from lorahub.errors import InvalidRecipeError, LorahubError, StorageError
 from lorahub.events import Listener, ignore
 from lorahub.formats.peft import tensor_keys
-from lorahub.formats.safetensors import Encoded, Writer, encode, encode_header
+from lorahub.formats.safetensors import Writer, encode_header
 from lorahub.kernels.allocation import ModuleRank, allocate, lrc_report
 from lorahub.kernels.lowrank import canonical
 from lorahub.kernels.stack import Factors, Mix, Stack
@@ -39,11 +35,6 @@ from lorahub.lockstep import Lockstep
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-T = TypeVar("T")
-
-PRUNED = "has no rank left and is not in the result"
-"""The warning that a module's report has when it is not written."""
 
 MIX_CACHE_BYTES = 32 << 20
 """Mixtures (or factors) kept between the pass that finds spectra and the one that writes."""
@@ -76,16 +67,6 @@ class Run:
 
     plan: Plan
     modules: tuple[MergedModule, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Merged:
-    """One module's factors, ready to be written."""
-
-    A: Encoded
-    B: Encoded
-    rank: int
-    report: Mapping[str, Any]
 
 
 def run(
@@ -135,6 +116,7 @@ def run_all(
     device: str = "auto",
     workers: int | None = None,
     batch_bytes: int | None = None,
+    elsewhere: Elsewhere | None = None,
     listener: Listener = ignore,
 ) -> list[Run | LorahubError]:
     """Execute plans of one `Plan.layout`, reading their factors once.
@@ -148,6 +130,7 @@ def run_all(
         device: As for `run`.
         workers: As for `run`.
         batch_bytes: As for `run`.
+        elsewhere: Who makes the last pass, the merge itself, where it is one plan alone.
         listener: As for `run`; a module is done when it is in every result.
 
     Returns:
@@ -168,15 +151,19 @@ def run_all(
         most = max(1, RESULT_BYTES // max(batches.result_bytes(plan) for plan in plans))
         for first in range(0, len(plans), most):
             part = slice(first, first + most)
-            done += _run_together(plans[part], weights_paths[part], batches, listener)
+            done += _run_together(plans[part], weights_paths[part], batches, elsewhere, listener)
     return done
 
 
 def _run_together(
-    plans: Sequence[Plan], paths: Sequence[Path], batches: Batches, listener: Listener
+    plans: Sequence[Plan],
+    paths: Sequence[Path],
+    batches: Batches,
+    elsewhere: Elsewhere | None,
+    listener: Listener,
 ) -> list[Run | LorahubError]:
     try:
-        return _run(plans, paths, batches, listener)
+        return _run(plans, paths, batches, elsewhere, listener)
     except LorahubError as error:
         if len(plans) == 1:
             return [error]
@@ -184,14 +171,18 @@ def _run_together(
     found: list[Run | LorahubError] = []
     for plan, path in zip(plans, paths, strict=True):
         path.unlink(missing_ok=True)
-        found += _run_together([plan], [path], batches, listener)
+        found += _run_together([plan], [path], batches, None, listener)
     return found
 
 
 def _run(
-    plans: Sequence[Plan], paths: Sequence[Path], batches: Batches, listener: Listener
+    plans: Sequence[Plan],
+    paths: Sequence[Path],
+    batches: Batches,
+    elsewhere: Elsewhere | None,
+    listener: Listener,
 ) -> list[Run | LorahubError]:
-    tasks = [_Task(plan) for plan in normalized(plans, batches, listener)]
+    tasks = [Task(plan) for plan in normalized(plans, batches, listener)]
     _allocate_all([task for task in tasks if task.plan.budget], batches, listener)
     results = Lockstep(_written(t.plan, path) for t, path in zip(tasks, paths, strict=True))
     with results:
@@ -200,60 +191,25 @@ def _run(
             if task.error is not None and i in results.waiting:
                 results.step(i, task.error)
         live = list(results.waiting)
-        work = _for_each([tasks[i] for i in live], _merge)
-        for _, merged in batches.run(tasks[0].plan, "merge", work, listener):
-            if not results.waiting:  # all have failed
-                break
-            for i, result in zip(live, merged, strict=True):
-                if i in results.waiting:
-                    if isinstance(result, LorahubError):
-                        tasks[i].error = result
-                    results.step(i, result)
+        work = for_each([tasks[i] for i in live], ready)
+        passed = (
+            batches.run(tasks[0].plan, "merge", work, listener)
+            if elsewhere is None or len(live) != 1
+            else made_elsewhere(tasks[live[0]], batches, elsewhere, listener)
+        )
+        with closing(passed):
+            for _, merged in passed:
+                if not results.waiting:  # all have failed
+                    break
+                for i, result in zip(live, merged, strict=True):
+                    if i in results.waiting:
+                        if isinstance(result, LorahubError):
+                            tasks[i].error = result
+                        results.step(i, result)
     return results.outcomes
 
 
-@dataclass
-class _Task:
-    """A plan of those that are carried out together.
-
-    Attributes:
-        plan: The plan, normalising factors included.
-        ranks: By module name, its rank under the plan's budget; None without one.
-        cache: Mixtures (or factors) kept from the pass that found spectra.
-        error: What it failed with; nothing more is computed for it.
-    """
-
-    plan: Plan
-    ranks: Mapping[str, ModuleRank] | None = None
-    cache: dict[str, Mix | Factors] = field(default_factory=dict)
-    error: LorahubError | None = None
-
-
-def _for_each(
-    tasks: Sequence[_Task],
-    one: Callable[[_Task, Sequence[PlannedModule], Stack], Sequence[T]],
-) -> Work[tuple[T | LorahubError, ...]]:
-    """The work that does ``one`` for every task, and per module returns what it gave each."""
-    places = {m.name: i for i, m in enumerate(tasks[0].plan.modules)} if tasks else {}
-
-    def work(modules: Sequence[PlannedModule], stack: Stack) -> list[tuple[T | LorahubError, ...]]:
-        first = places[modules[0].name] if tasks else 0
-        found: list[Sequence[T | LorahubError]] = []
-        for task in tasks:
-            if task.error is None:
-                own = task.plan.modules[first : first + len(modules)]
-                try:
-                    found.append(one(task, own, reweighted(task.plan, own, stack)))
-                    continue
-                except LorahubError as error:
-                    task.error = error
-            found.append([task.error] * len(modules))
-        return list(zip(*found, strict=True)) if tasks else [()] * len(modules)
-
-    return work
-
-
-def _written(plan: Plan, path: Path) -> Generator[None, _Merged, Run]:
+def _written(plan: Plan, path: Path) -> Generator[None, Ready, Run]:
     """Write what is sent for each of the plan's modules; the file is whole after the last."""
     modules: list[MergedModule] = []
     try:
@@ -286,13 +242,13 @@ def _header_room(plan: Plan) -> int:
     return len(encode_header(entries))
 
 
-def _allocate_all(tasks: Sequence[_Task], batches: Batches, listener: Listener) -> None:
+def _allocate_all(tasks: Sequence[Task], batches: Batches, listener: Listener) -> None:
     """Give every task its ranks under its budget; what fits of the mixtures is kept with it."""
     if not tasks:
         return
     spectra: list[list[NDArray[np.float64]]] = [[] for _ in tasks]
     room = MIX_CACHE_BYTES if batches.device.type == "cpu" else 0
-    work = _for_each(tasks, _spectra)
+    work = for_each(tasks, _spectra)
     for module, found in batches.run(tasks[0].plan, "spectra", work, listener):
         for task, own, one in zip(tasks, spectra, found, strict=True):
             if isinstance(one, LorahubError):
@@ -312,9 +268,9 @@ def _allocate_all(tasks: Sequence[_Task], batches: Batches, listener: Listener) 
 
 
 def _spectra(
-    task: _Task, modules: Sequence[PlannedModule], stack: Stack
+    task: Task, modules: Sequence[PlannedModule], stack: Stack
 ) -> list[tuple[Tensor, Mix | Factors]]:
-    mix = canonical(stack, _mixed(task.plan, modules, stack))
+    mix = canonical(stack, mixed(task.plan, modules, stack))
     spectrum = mix.priorities
     assert spectrum is not None
     spectrum = spectrum.cpu()
@@ -343,55 +299,3 @@ def _allocated(plan: Plan, spectra: Sequence[NDArray[np.float64]]) -> dict[str, 
         ranks if pruning else [max(r, 1) for r in ranks],
     )
     return {row.name: row for row in found}
-
-
-def _mixed(plan: Plan, modules: Sequence[PlannedModule], stack: Stack) -> Mix | Factors:
-    """What the plan's method makes of a batch."""
-    try:
-        return plan.method.rule(stack, **plan.parameters)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:  # what torch raises when a decomposition meets NaN
-        name_the_bad_factor(plan, modules, stack)
-        raise
-
-
-def _merge(task: _Task, modules: Sequence[PlannedModule], stack: Stack) -> list[_Merged]:
-    plan, ranks, cache = task.plan, task.ranks, task.cache
-    if cache and all(m.name in cache for m in modules):
-        mixes = [(cache[m.name], stack.module(i)) for i, m in enumerate(modules)]
-    else:
-        mix = _mixed(plan, modules, stack)
-        mix = mix if ranks is None else canonical(stack, mix)
-        widths = mix.ranks if ranks is None else [ranks[m.name].rank for m in modules]
-        mixes = [(mix, stack)]
-        if stack.B.device.type == "cpu" and len(set(widths or ())) > 1:
-            # Products of another width round otherwise: each module's is its own rank.
-            mixes = [(mix.module(i), stack.module(i)) for i in range(len(modules))]
-    done: list[_Merged] = []
-    for mix, part in mixes:
-        some = modules[len(done) : len(done) + len(part.seeds)]
-        kept = mix.ranks or [mix.width] * len(some)
-        if ranks is not None:
-            kept = [ranks[m.name].rank for m in some]
-        mix = mix.cut(kept)
-        factors, reports = mix.scaled(plan.scale).apply(part), mix.reports
-        for i, (module, rank) in enumerate(zip(some, kept, strict=True)):
-            A = encode(factors.A[i, :rank], plan.dtype)
-            B = encode(factors.B[i, :, :rank], plan.dtype)
-            if not (A.finite and B.finite):
-                # NaN and Inf in a source reach the result whatever the method, so that only a
-                # bad result pays for finding out where from.
-                name_the_bad_factor(plan, modules, stack)
-                raise InvalidRecipeError(
-                    f"module '{module.name}': the merged factors overflow {plan.dtype}",
-                    hint="use --dtype F32",
-                )
-            report = dict(reports[i]) if reports else {}
-            if ranks is not None:
-                row = ranks[module.name]
-                report |= {"full_rank": row.full_rank, "cut_off": row.error, "lrc": row.lrc}
-                if not rank:
-                    report |= {"warning": PRUNED}
-            done.append(_Merged(A, B, rank, report))
-    return done

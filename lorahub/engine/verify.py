@@ -24,7 +24,7 @@ from lorahub.adapter import Module
 from lorahub.engine.batches import read_stack, reweighted
 from lorahub.engine.nearness import Cross, nearness
 from lorahub.engine.plan import Plan, PlannedModule
-from lorahub.engine.run import PRUNED
+from lorahub.engine.work import PRUNED
 from lorahub.errors import IntegrityError, LorahubError
 from lorahub.events import Advanced, Listener, PhaseStarted, ignore
 from lorahub.formats.safetensors import TensorFile

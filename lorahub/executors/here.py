@@ -5,9 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Generator, Sequence
 
-from lorahub.batch import Outcome
 from lorahub.events import ignore
-from lorahub.executors.base import Group, Hindered, Start
+from lorahub.executors.base import Group, Hindered, R, Start, T
 
 
 class Here:
@@ -18,8 +17,8 @@ class Here:
     elsewhere = False
 
     def run(
-        self, groups: Sequence[Group], hindered: Hindered, start: Start
-    ) -> Generator[Outcome, None, None]:
+        self, groups: Sequence[Group[T]], hindered: Hindered[T, R], start: Start[T, R]
+    ) -> Generator[R, None, None]:
         """See `lorahub.executors.base.Executor.run`."""
         worker = start(ignore)
         for group in groups:

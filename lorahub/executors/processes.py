@@ -9,11 +9,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing import get_context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic
 
-from lorahub.batch import Outcome
 from lorahub.events import Listener
-from lorahub.executors.base import Group, Hindered, Start, Worker
+from lorahub.executors.base import Group, Hindered, R, Start, T, Worker
 from lorahub.executors.spreading import LostError, spread
 
 if TYPE_CHECKING:
@@ -30,16 +29,16 @@ class Processes:
         self.jobs = jobs
 
     def run(
-        self, groups: Sequence[Group], hindered: Hindered, start: Start
-    ) -> Generator[Outcome, None, None]:
+        self, groups: Sequence[Group[T]], hindered: Hindered[T, R], start: Start[T, R]
+    ) -> Generator[R, None, None]:
         """See `lorahub.executors.base.Executor.run`."""
         yield from spread(groups, hindered, _Pool(self.jobs, start))
 
 
-class _Pool:
+class _Pool(Generic[T, R]):
     """Processes, which are begun anew when one of them is killed."""
 
-    def __init__(self, jobs: int, start: Start) -> None:
+    def __init__(self, jobs: int, start: Start[T, R]) -> None:
         self.jobs = jobs
         self._start = start
         self._context = get_context("spawn")
@@ -49,7 +48,7 @@ class _Pool:
     def _begun(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(self.jobs, self._context, _begin, (self._start, self._stop))
 
-    def submit(self, group: Group) -> Future[list[Outcome]]:
+    def submit(self, group: Group[T]) -> Future[list[R]]:
         with suppress(BrokenProcessPool):
             return self._pool.submit(_make, group)
         # The others are being killed: they must let go of what they were writing first.
@@ -57,10 +56,10 @@ class _Pool:
         self._pool = self._begun()
         return self._pool.submit(_make, group)
 
-    def wait(self, handles: Collection[Future[list[Outcome]]]) -> set[Future[list[Outcome]]]:
+    def wait(self, handles: Collection[Future[list[R]]]) -> set[Future[list[R]]]:
         return wait(handles, return_when=FIRST_COMPLETED).done
 
-    def result(self, handle: Future[list[Outcome]]) -> list[Outcome]:
+    def result(self, handle: Future[list[R]]) -> list[R]:
         try:
             return handle.result()
         except BrokenProcessPool as error:
@@ -71,10 +70,10 @@ class _Pool:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-_worker: Worker | None = None
+_worker: Worker[Any, Any] | None = None
 
 
-def _begin(start: Start, stop: Event) -> None:
+def _begin(start: Start[Any, Any], stop: Event) -> None:
     """Make a process ready to merge until ``stop`` is set."""
     global _worker
     # Ctrl-C reaches every process of a terminal; the first one stops the others.
@@ -82,7 +81,7 @@ def _begin(start: Start, stop: Event) -> None:
     _worker = start(_until(stop))
 
 
-def _make(group: Group) -> list[Outcome]:
+def _make(group: Group[Any]) -> list[Any]:
     assert _worker is not None
     return list(_worker(group))
 

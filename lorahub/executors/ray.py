@@ -11,12 +11,11 @@ import signal
 import socket
 from collections.abc import Collection, Generator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
-from lorahub.batch import Outcome
 from lorahub.errors import LorahubError, NetworkError, UsageError
 from lorahub.events import ignore
-from lorahub.executors.base import Group, Hindered, Start, Worker
+from lorahub.executors.base import Group, Hindered, R, Start, T, Worker
 from lorahub.executors.spreading import LostError, spread
 
 if TYPE_CHECKING:
@@ -90,8 +89,8 @@ class Ray:
         return tuple(sorted({n["NodeManagerHostname"] for n in ray.nodes() if n["Alive"]}))
 
     def run(
-        self, groups: Sequence[Group], hindered: Hindered, start: Start
-    ) -> Generator[Outcome, None, None]:
+        self, groups: Sequence[Group[T]], hindered: Hindered[T, R], start: Start[T, R]
+    ) -> Generator[R, None, None]:
         """See `lorahub.executors.base.Executor.run`.
 
         Raises:
@@ -180,10 +179,10 @@ def _no_answer(address: str, why: str) -> NetworkError:
     )
 
 
-class _Pool:
+class _Pool(Generic[T, R]):
     """Tasks of a cluster that is joined."""
 
-    def __init__(self, jobs: int, start: Start, *, gpus: int) -> None:
+    def __init__(self, jobs: int, start: Start[T, R], *, gpus: int) -> None:
         import ray
 
         self.jobs = jobs
@@ -191,7 +190,7 @@ class _Pool:
         self._make = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_make)
         self._running: set[ObjectRef[Any]] = set()
 
-    def submit(self, group: Group) -> ObjectRef[Any]:
+    def submit(self, group: Group[T]) -> ObjectRef[Any]:
         handle = self._make.remote(_version(), self._start.hex(), self._start, group)
         self._running.add(handle)
         return handle
@@ -204,13 +203,13 @@ class _Pool:
             ended = ray.wait(list(handles), timeout=INTERRUPT_SECONDS)[0]
         return ended
 
-    def result(self, handle: ObjectRef[Any]) -> list[Outcome]:
+    def result(self, handle: ObjectRef[Any]) -> list[R]:
         import ray
         from ray.exceptions import RayError, RayTaskError
 
         self._running.discard(handle)
         try:
-            outcomes: list[Outcome] = ray.get(handle)
+            outcomes: list[R] = ray.get(handle)
         except RayTaskError as error:
             if isinstance(error.cause, ModuleNotFoundError):
                 raise UsageError(
@@ -233,10 +232,10 @@ class _Pool:
                 left = ray.wait(left, num_returns=len(left), timeout=CANCEL_SECONDS)[1]
 
 
-_workers: dict[str, Worker] = {}
+_workers: dict[str, Worker[Any, Any]] = {}
 
 
-def _make(version: str, batch: str, start: Start, group: Group) -> list[Outcome]:
+def _make(version: str, batch: str, start: Start[Any, Any], group: Group[Any]) -> list[Any]:
     """The task: make a group, with the worker that an earlier task of this process began."""
     try:
         if version != _version():
@@ -250,7 +249,7 @@ def _make(version: str, batch: str, start: Start, group: Group) -> list[Outcome]
             _workers.clear()
             _workers[batch] = start(ignore)
     except LorahubError as error:
-        return [Outcome(item.name, "failed", item.target, error=error) for item in group]
+        return [item.failed(error) for item in group]
     return list(_workers[batch](group))
 
 

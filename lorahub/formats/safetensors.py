@@ -243,6 +243,13 @@ class Encoded:
     data: memoryview
     finite: bool
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _encoded, (self.dtype, self.shape, bytes(self.data), self.finite)
+
+
+def _encoded(dtype: str, shape: tuple[int, ...], data: bytes, finite: bool) -> Encoded:
+    return Encoded(dtype, shape, memoryview(data), finite)
+
 
 def encode(tensor: Tensor, dtype: str) -> Encoded:
     """Convert a floating tensor, on any device, to ``dtype`` for a `Writer`."""

@@ -90,6 +90,10 @@ class Method:
     most_adapters: int | None
     exceptions: frozenset[str]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Its schema has no module to be found in: another process finds it by its name.
+        return get, (self.name,)
+
     def parameters(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Check parameters and fill in defaults.
 

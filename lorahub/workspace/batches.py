@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -16,7 +15,6 @@ from lorahub.config import Config, load_config
 from lorahub.errors import LorahubError, PartialError, UsageError
 from lorahub.events import Advanced, Listener, PhaseStarted, Warned, ignore
 from lorahub.merging import Merger
-from lorahub.pulling import Puller
 from lorahub.storage import stored
 from lorahub.urls import join
 from lorahub.workspace.maker import Maker
@@ -26,7 +24,6 @@ from store import Catalog, is_local
 if TYPE_CHECKING:
     from lorahub.batch import Forecast, Item, Outcome
     from lorahub.executors import Executor, Start, Worker
-    from lorahub.hub import Hub
     from lorahub.recipe import Recipe
 
 GROUP_MERGES = 16
@@ -162,7 +159,7 @@ class Batches(Recipes):
         resume: bool,
         device: str,
         listener: Listener,
-    ) -> Iterator[Start]:
+    ) -> Iterator[Start[Item, Outcome]]:
         """What makes a worker of ``executor`` ready."""
         others = [host for host in executor.hosts if host != socket.gethostname()]
         if others and is_local(self.config.database):
@@ -174,6 +171,8 @@ class Batches(Recipes):
         if not executor.elsewhere:
             yield partial(Maker, self, find, resume, device, None)
             return
+        from lorahub.executors.sharing import sign_in
+
         # Sources are pulled here once; the workers find them in the catalog.
         names = {item.name for item in items}
         for source in sorted({s for item in items for s in item.sources} - names):
@@ -181,7 +180,7 @@ class Batches(Recipes):
                 find(source)
             except LorahubError:
                 continue  # it is the outcome of every merge that needs it
-        with _sign(self.config.home) as sign:
+        with sign_in(self.config.home) as sign:
             yield partial(start_worker, self.config, sign, to, names, resume, device)
 
     def _ordered(self, recipes: Iterable[Recipe], merger: Merger) -> list[Item]:
@@ -213,15 +212,6 @@ class Batches(Recipes):
         return find
 
 
-@contextmanager
-def _sign(home: Path) -> Iterator[Path]:
-    """A file in the data folder by which other machines see whether they share it."""
-    locks = home / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=locks, prefix="batch-") as file:
-        yield Path(file.name)
-
-
 def start_worker(
     config: Config,
     sign: Path,
@@ -230,7 +220,7 @@ def start_worker(
     resume: bool,
     device: str,
     listener: Listener,
-) -> Worker:
+) -> Worker[Item, Outcome]:
     """A worker in a process of its own, which merges on one thread.
 
     On a machine that does not share the data folder, it works in its own, fetches what is not
@@ -252,15 +242,11 @@ def start_worker(
         config = replace(config, home=load_config().home)
     workspace = Batches(config, Catalog.open(config.database))
     find = workspace._remembering(made, ignore)  # noqa: SLF001
-    puller = Puller(config, workspace.catalog)
-
-    def hub_at(endpoint: str | None) -> Hub:
-        return workspace.hub_at(endpoint) if endpoint else workspace.hub()
 
     def brought(reference: str) -> Adapter:
         adapter = find(reference)
         url = join(to, adapter.name) if to and adapter.name in made else None
-        return puller.brought(adapter, hub_at, url)
+        return workspace._brought(adapter, url)  # noqa: SLF001
 
     return Maker(workspace, find if shared else brought, resume, device, 1, listener)
 

@@ -40,7 +40,7 @@ class Maker:
         self._find = find
         self._resume, self._device, self._workers = resume, device, workers
 
-    def __call__(self, group: Group) -> Iterator[Outcome]:
+    def __call__(self, group: Group[Item]) -> Iterator[Outcome]:
         """Outcomes of a group: merges under way together share what they can."""
         part: list[tuple[Item, Plan]] = []
         size, layout = 0, None

@@ -16,11 +16,13 @@ from lorahub.provenance import is_result_of
 from lorahub.publishing import holds_result
 from lorahub.record import FILE_NAME, Record, Verification
 from lorahub.storage import get_folder, read_file
+from lorahub.workspace.parts import OnExecutor
 from lorahub.workspace.publishing import Publishing
 from lorahub.workspace.pulling import Pulling
 
 if TYPE_CHECKING:
     from lorahub.engine.plan import Plan
+    from lorahub.executors import Executor
     from lorahub.recipe import Recipe
 
 
@@ -61,6 +63,7 @@ class Merging(Pulling, Publishing):
         *,
         device: str = "auto",
         workers: int | None = None,
+        executor: Executor | None = None,
         force: bool = False,
         listener: Listener = ignore,
     ) -> Merged:
@@ -74,6 +77,8 @@ class Merging(Pulling, Publishing):
             recipe: What to merge; its output must name a catalog name or a folder.
             device: ``auto``, ``cpu``, ``cuda[:N]`` or ``mps``.
             workers: Threads; None takes the CPUs this process may use, at most 8.
+            executor: Who makes the factors, part by part; the other passes and the verification
+                stay in this process.
             force: Replace an output of the same name or folder.
             listener: Receives progress.
 
@@ -81,9 +86,13 @@ class Merging(Pulling, Publishing):
             ConflictError: The output exists and is something else.
             VerificationError: The result is further from its definition than its dtype or the
                 recipe allows; nothing is written.
+            NetworkError: The executor's cluster does not answer.
             LorahubError: As `plan`, and StorageError.
         """
-        merger = Merger(self.config, self.catalog)
+        elsewhere = None
+        if executor is not None and executor.elsewhere:
+            elsewhere = OnExecutor(executor, self.config, device)
+        merger = Merger(self.config, self.catalog, elsewhere)
         merger.target(recipe)
         plan = self.plan(recipe, listener=listener)
         if not force:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorahub.adapter import Adapter, Reference
 from lorahub.events import Listener, ignore
 from lorahub.lookup import find, is_folder
 from lorahub.pulling import Pulled, Puller
 from lorahub.workspace.finding import Finding
+
+if TYPE_CHECKING:
+    from lorahub.hub import Hub
 
 
 class Pulling(Finding):
@@ -57,6 +61,14 @@ class Pulling(Finding):
             allow_pickle=allow_pickle,
             listener=listener,
         )
+
+    def _brought(self, adapter: Adapter, url: str | None = None) -> Adapter:
+        """`Puller.brought`, with the Hubs that are configured."""
+
+        def hub_at(endpoint: str | None) -> Hub:
+            return self.hub_at(endpoint) if endpoint else self.hub()
+
+        return Puller(self.config, self.catalog).brought(adapter, hub_at, url)
 
     def _source(self, text: str, listener: Listener) -> Adapter:
         reference = Reference.parse(self.config.expand(text))
