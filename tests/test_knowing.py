@@ -499,8 +499,9 @@ def test_cluster_and_map_by_base(workspace: Workspace, tmp_path: Path) -> None:
     assert sorted(titles[1:]) == ["one", "oneb", "two", "twob"]
     with pytest.raises(UsageError, match="SVG"):
         workspace.map(plot=tmp_path / "map.png")
+    (tmp_path / "file").touch()
     with pytest.raises(StorageError):
-        workspace.map(plot=tmp_path / "no" / "map.svg")
+        workspace.map(plot=tmp_path / "file" / "map.svg")
 
 
 def test_a_picture_escapes_names_and_keeps_its_points_inside() -> None:

@@ -35,7 +35,7 @@ def filled(home: Path) -> Path:
 @pytest.fixture
 def slow(home: Path) -> Path:
     """Two adapters whose merge by TIES takes seconds."""
-    return _two_adapters(home, 30)
+    return _two_adapters(home, 120)
 
 
 @pytest.fixture
