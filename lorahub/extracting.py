@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lorahub import formats
-from lorahub.adapter import DTYPE_BYTES, Adapter, Origin, Source, canonical_base
+from lorahub.adapter import Adapter, Origin, Source, canonical_base
 from lorahub.config import Config
 from lorahub.errors import (
     ConflictError,
@@ -28,6 +28,7 @@ from lorahub.errors import (
 )
 from lorahub.events import Advanced, Listener, PhaseStarted, Warned
 from lorahub.extraction import FILE_NAME, Extraction, LeftOut, ModelSource
+from lorahub.extraction_plan import ExtractionPlan, PlannedModule, Request
 from lorahub.formats import checkpoint
 from lorahub.formats.card import read_card
 from lorahub.integrity import check_unchanged, file_sha256
@@ -43,61 +44,6 @@ _WEIGHTS = "adapter_model.safetensors"
 _SNAPSHOT = re.compile(
     r"models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots/(?P<commit>[0-9a-f]{40})/?\Z"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to extract.
-
-    Attributes:
-        base: Folder of the base model.
-        finetuned: Folder of the fine-tuned model.
-        rank: Largest rank, or None.
-        energy: Share (0..1] of each difference's squared norm to keep, or None.
-        dtype: F32, F16 or BF16; None takes the fine-tuned model's.
-        base_model: Hub id of the base model; None takes what its folder tells.
-        name: Catalog name of the result, or None.
-        folder: Folder of the result, or None.
-    """
-
-    base: Path
-    finetuned: Path
-    rank: int | None = None
-    energy: float | None = None
-    dtype: str | None = None
-    base_model: str | None = None
-    name: str | None = None
-    folder: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedModule:
-    """One linear weight of both models; ``rank`` is the largest it can get."""
-
-    name: str
-    d_out: int
-    d_in: int
-    rank: int
-
-
-@dataclass(frozen=True, slots=True)
-class ExtractionPlan:
-    """What an extraction would write, known from headers alone.
-
-    Attributes:
-        base_model: Hub id of the base model, or None where it is not known.
-        dtype: safetensors dtype name of the factors.
-        modules: By name; those whose weights turn out to be the same are not written.
-    """
-
-    base_model: str | None
-    dtype: str
-    modules: tuple[PlannedModule, ...]
-
-    @property
-    def output_bytes(self) -> int:
-        """Bytes of factors that will be written, at most."""
-        return DTYPE_BYTES[self.dtype] * sum(m.rank * (m.d_out + m.d_in) for m in self.modules)
 
 
 @dataclass(frozen=True, slots=True)

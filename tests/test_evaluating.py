@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from lorahub.recipe import make_recipe
 from lorahub.suites import load_suite
 from lorahub.workspace import Workspace
 from tests.conftest import write_adapter
+from tests.waiting import until
 
 SHAPES = {"layers.0.q_proj": (24, 32, 3), "layers.1.v_proj": (16, 32, 3)}
 WEIGHTS = {"one": 0.7, "two": -0.4}
@@ -189,10 +189,7 @@ def test_what_hangs_is_ended_with_its_children(workspace: Workspace, tmp_path: P
         score(workspace, suite(tmp_path, program, timeout=3))
     # A killed process is gone when the system comes to it.
     status = Path("/proc") / (tmp_path / "pid").read_text() / "status"
-    until = time.monotonic() + 60
-    while running(status):
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    until(lambda: not running(status))
 
 
 def running(status: Path) -> bool:

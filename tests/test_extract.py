@@ -35,8 +35,9 @@ from lorahub.errors import (
     VerificationError,
 )
 from lorahub.events import Advanced, Event, PhaseStarted, Warned
-from lorahub.extracting import Extracted, Request
+from lorahub.extracting import Extracted
 from lorahub.extraction import Extraction
+from lorahub.extraction_plan import Request
 from lorahub.kernels import truncation
 from lorahub.kernels.truncation import truncated
 from lorahub.publishing import publishable

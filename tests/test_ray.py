@@ -33,6 +33,7 @@ from tests.postgres import Databases
 from tests.ray_cluster import SETTINGS, cluster, free_port
 from tests.test_batch import SHAPES, contents, numbered, recipe, states
 from tests.test_parts import LAYERS, RECIPES, merge, merged_by, nothing_left
+from tests.waiting import until
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
 
@@ -151,7 +152,7 @@ def _hang(mark: Path) -> None:
         if not mark.with_suffix(".over").exists():
             mark.touch()
             while True:
-                time.sleep(0.05)
+                time.sleep(0.05)  # in steps, between which Ray's interruption is seen
 
     _within_merges(mark.parent, hang)
 
@@ -209,8 +210,7 @@ def test_an_interrupted_batch(joined: str, workspace: Workspace, tmp_path: Path)
 
 
 def _interrupt_when(mark: Path) -> None:
-    while not mark.exists():
-        time.sleep(0.05)
+    until(mark.exists)
     os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -242,7 +242,7 @@ def _hang_in_part(mark: Path) -> None:
     def hang() -> None:
         mark.touch()
         while True:
-            time.sleep(0.05)
+            time.sleep(0.05)  # as above
 
     _within_parts(hang)
 
@@ -285,8 +285,7 @@ def test_a_killed_driver(joined: str, workspace: Workspace, tmp_path: Path) -> N
     child = subprocess.run(words, capture_output=True, check=False)
     assert child.returncode == -signal.SIGKILL, child.stderr
     (tmp_path / "mark.over").touch()
-    while any(run.alive for run in workspace.catalog.open_runs()):
-        time.sleep(0.05)
+    until(lambda: not any(run.alive for run in workspace.catalog.open_runs()))
     outcomes = states(workspace.batch(numbered(8), resume=True, executor=Ray(joined)))
     assert sorted(outcomes.values()) == ["merged"] * 5 + ["unchanged"] * 3
     assert not list(workspace.config.adapters.glob(".*"))
@@ -421,8 +420,7 @@ def main(address: str, mark: str) -> None:
     """Run a batch whose workers hang within a merge, and be killed when one does."""
 
     def kill() -> None:
-        while not Path(mark).exists():
-            time.sleep(0.05)
+        until(Path(mark).exists)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=kill, daemon=True).start()

@@ -9,9 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,10 +19,10 @@ from typer.testing import CliRunner
 from lorahub.cli.main import app as commands
 from lorahub.workspace import Workspace
 from tests.conftest import EXAMPLES, ROOT, write_adapter
+from tests.waiting import PATIENCE, until
 from tui.jobs import Jobs
 
 WALK = ROOT / "examples" / "walkthrough.txt"
-PATIENCE = 90.0
 EDITOR = "sed -i s/svd/cat/"
 
 
@@ -63,10 +62,7 @@ class Tmux:
         return self("capture-pane", "-p", check=False)
 
     def until(self, text: str) -> None:
-        end = time.monotonic() + PATIENCE
-        while text not in self.screen:
-            assert time.monotonic() < end, f"no '{text}' in\n{self.screen}"
-            time.sleep(0.05)
+        until(lambda: text in self.screen, lambda: f"no '{text}' in\n{self.screen}")
 
 
 def test_walkthrough(terminal: Tmux, home: Path) -> None:
@@ -123,12 +119,12 @@ def test_killed_terminal_leaves_a_merge_that_goes_on_and_is_repeated(
     terminal.until("of 600 modules")
     application = int(terminal("display", "-p", "#{pane_pid}"))
     os.kill(int(terminal("display", "-p", "#{pid}")), signal.SIGKILL)
-    _wait(lambda: not Path(f"/proc/{application}").exists())
+    until(lambda: not Path(f"/proc/{application}").exists())
     (job,) = jobs.poll()
     assert job.state == "running"
     assert job.pid is not None
     os.killpg(job.pid, signal.SIGKILL)
-    _wait(lambda: not jobs.poll()[0].active)
+    until(lambda: not jobs.poll()[0].active)
     again = Tmux(home)
     try:
         again.until("3 Run")
@@ -143,13 +139,6 @@ def test_killed_terminal_leaves_a_merge_that_goes_on_and_is_repeated(
     finally:
         again("kill-server", check=False)
     assert not (home / "adapters" / "x").exists()
-
-
-def _wait(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_plain_lorahub_in_a_pipe_is_help(home: Path) -> None:
@@ -218,16 +207,17 @@ async def _painted(place: str, cookie: str) -> bytes:
     return seen
 
 
+def _connects(connection: http.client.HTTPConnection) -> bool:
+    try:
+        connection.connect()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
 def _get(place: str, path: str, cookie: str = "") -> tuple[int, str, str]:
     connection = http.client.HTTPConnection(place, timeout=PATIENCE)
-    end = time.monotonic() + PATIENCE
-    while True:  # the address is printed just before the server listens
-        try:
-            connection.connect()
-            break
-        except ConnectionRefusedError:
-            assert time.monotonic() < end
-            time.sleep(0.05)
+    until(lambda: _connects(connection))  # the address is printed just before the server listens
     try:
         connection.request("GET", path, headers={"Cookie": cookie} if cookie else {})
         answer = connection.getresponse()

@@ -11,7 +11,7 @@ from lorahub.cli import sink
 from lorahub.events import Finished
 
 if TYPE_CHECKING:
-    from lorahub.extracting import ExtractionPlan
+    from lorahub.extraction_plan import ExtractionPlan
 
 
 def extract(
@@ -43,7 +43,7 @@ def extract(
     """Extract a LoRA from a base model and a fine-tuned one, one weight in memory at a time."""
     lines = events is not None
     with sink.errors("extract", as_json=as_json, events=lines):
-        from lorahub.extracting import Request
+        from lorahub.extraction_plan import Request
         from lorahub.workspace import Workspace
 
         request = Request(

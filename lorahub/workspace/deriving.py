@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from lorahub.errors import ConflictError
 from lorahub.events import Listener, ignore
-from lorahub.extracting import Extracted, ExtractionPlan, Extractor, Request
+from lorahub.extracting import Extracted, Extractor
+from lorahub.extraction_plan import ExtractionPlan, Request
 from lorahub.integrity import check_unchanged
 from lorahub.output import new_folder
 from lorahub.workspace.pulling import Pulling
