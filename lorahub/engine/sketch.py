@@ -21,8 +21,8 @@ from torch import Tensor
 from lorahub.adapter import Adapter, AdapterInfo, Module
 from lorahub.errors import InvalidAdapterError
 from lorahub.formats.safetensors import TensorFile
+from lorahub.kernels.batched import gram
 from lorahub.kernels.lowrank import whitened
-from lorahub.kernels.stack import gram
 
 DELTA, SUBSPACE, SPECTRUM = 1024, 512, 128
 """Lengths, powers of two. The standard error of a cosine of deltas is about 1/sqrt(1024)."""

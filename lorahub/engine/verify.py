@@ -28,9 +28,10 @@ from lorahub.engine.work import PRUNED
 from lorahub.errors import IntegrityError, LorahubError
 from lorahub.events import Advanced, Listener, PhaseStarted, ignore
 from lorahub.formats.safetensors import TensorFile
+from lorahub.kernels.batched import gram
 from lorahub.kernels.delta import Merged, excess_residual
 from lorahub.kernels.lowrank import factored, whitened_sides
-from lorahub.kernels.stack import Factors, Stack, gram
+from lorahub.kernels.stack import Factors, Stack
 from lorahub.parallel import usable_cpus
 from lorahub.record import Verification
 

@@ -10,8 +10,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lorahub.kernels.batched import products
 from lorahub.kernels.core import NEGLIGIBLE, ROUNDING, CoreSpace, both_sides, non_zero, svd
-from lorahub.kernels.stack import Stack, products
+from lorahub.kernels.stack import Stack
 
 Axes = tuple[Tensor, Tensor]
 """Left and right directions as columns, (m, R, R) each; those of no length are zero."""

@@ -16,8 +16,9 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from lorahub.kernels.batched import factorised, products
 from lorahub.kernels.lowrank import whitened_sides
-from lorahub.kernels.stack import Mix, Stack, factorised, products
+from lorahub.kernels.stack import Mix, Stack
 
 NEGLIGIBLE = 1e-6
 """Singular values below this share of the largest count as zero."""

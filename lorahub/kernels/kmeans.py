@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorahub.kernels.stack import products
+from lorahub.kernels.batched import products
 
 MAX_STEPS = 300
 

@@ -17,8 +17,9 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from lorahub.kernels.batched import factorised, gram, mirrored, products, strips
 from lorahub.kernels.krylov import Krylov, orthonormal
-from lorahub.kernels.stack import Factors, Mix, Stack, factorised, gram, mirrored, products, strips
+from lorahub.kernels.stack import Factors, Mix, Stack
 
 # The Gram matrices are rounded to about 1e-7 of their norm, which the Cholesky factor of nearly
 # dependent columns amplifies. Down to this pivot the truncated sum stays within about 1e-6 of
@@ -88,12 +89,10 @@ def best_approximation(
     k = min(total, d_out, d_in, rank or total)
     few = k if energy is None else total
     cpu, tall = stack.B.device.type == "cpu", total <= min(d_out, d_in)
-    fast = None
-    if m == 1 or not cpu:
-        if few + _SPARE <= total / _MANY_TIMES and cpu:
-            fast = _by_krylov(stack, k)
-        if fast is None and tall:
-            fast = _by_cholesky(stack, k, few)
+    many = cpu and few + _SPARE <= total / _MANY_TIMES
+    fast = _by_krylov(stack, k) if many and m == 1 else None
+    if fast is None and tall and not (many and m > 1):
+        fast = _by_cholesky(stack, k, few)
     if fast is None and m > 1 and (cpu or tall):
         # Which path a module takes, and how its numbers round, must not depend on the others.
         ones = (stack.module(i) for i in range(m))
@@ -225,8 +224,12 @@ def _by_cholesky(stack: Stack, k: int, few: int) -> tuple[Tensor, Tensor, Tensor
     # singular value is rounding, and a negative one would lose the direction.
     root = torch.maximum(sigma, _FLOOR * sigma[:, :1])[:, None, :k].sqrt()
     inverse = torch.where(root > 0, 1 / root, 0.0)
-    left = torch.linalg.solve_triangular(L.mT, V * root, upper=True) / _or_one(norms)[:, :, None]
-    return left, (V * inverse).mT @ outer, sigma
+    (left,) = factorised(_solved, L.mT, V * root)
+    return left / _or_one(norms)[:, :, None], products((V * inverse).mT, outer), sigma
+
+
+def _solved(upper: Tensor, right: Tensor) -> tuple[Tensor]:
+    return (torch.linalg.solve_triangular(upper, right, upper=True),)
 
 
 def _triangle(gram_b: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -239,7 +242,7 @@ def _triangle(gram_b: Tensor) -> tuple[Tensor, Tensor] | None:
     correlation = gram_b / (unit[:, :, None] * unit[:, None, :])
     # A zero column adds nothing, whatever stands on its diagonal.
     correlation.diagonal(dim1=-2, dim2=-1).fill_(1.0)
-    L, failed = torch.linalg.cholesky_ex(correlation)
+    L, failed = factorised(torch.linalg.cholesky_ex, correlation)
     pivots = L.diagonal(dim1=-2, dim2=-1)
     # Written so that NaN pivots, from NaN in the factors, also leave this path.
     if bool(failed.any()) or not bool(pivots.amin() >= _SMALLEST_PIVOT):
@@ -255,7 +258,7 @@ def _sandwiched(U: Tensor, gram: Tensor) -> Tensor:
     """``U @ gram @ Uᵀ`` for upper triangular U, without the products by U's zeros."""
     R = U.shape[-1]
     if R < _FEW_FROM or U.device.type != "cpu":
-        return U @ gram @ U.mT
+        return products(products(U, gram), U.mT)
     upper = torch.empty_like(gram)
     for u, g, out in zip(U, gram, upper, strict=True):
         half = torch.cat([u[part, part.start :] @ g[part.start :] for part in strips(R)])
@@ -269,7 +272,7 @@ def _leading(core: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest eigenvalues (m, k) of symmetric matrices, descending, with eigenvectors."""
     R = core.shape[-1]
     if R < _FEW_FROM or 4 * k > R or core.device.type != "cpu":
-        values, vectors = torch.linalg.eigh(core)
+        values, vectors = factorised(torch.linalg.eigh, core)
         return values.flip(-1)[:, :k], vectors.flip(-1)[:, :, :k]
     from scipy.linalg import eigh
 

@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lorahub.kernels.batched import products
 from lorahub.kernels.lowrank import best_approximation, exact_sum
-from lorahub.kernels.stack import Mix, Stack, products
+from lorahub.kernels.stack import Mix, Stack
 
 _NEARLY_PARALLEL = 0.9995
 """Cosine from which on a great circle and the chord are the same, or the circle is undefined."""

@@ -9,19 +9,18 @@ works on single elements of the deltas returns the `Factors` of its result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from lorahub.kernels.batched import core_home, gram, products
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 T = TypeVar("T")
-
-_ALIGNMENT = 64
-"""Bytes that torch aligns memory of its own to."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,8 @@ class Stack:
         return self.remembered(
             "precise",
             lambda: (
-                gram(_core_home(self.B).mT, precise=True),
-                gram(_core_home(self.A), precise=True),
+                gram(core_home(self.B).mT, precise=True),
+                gram(core_home(self.A), precise=True),
             ),
         )
 
@@ -144,9 +143,10 @@ class Stack:
         """The stack of module i alone; what is remembered of the module is kept for the next."""
         one = slice(i, i + 1)
         memo = self.remembered(f"module {i}", dict[str, Any])
-        if self._has_grams and "gram_b" not in memo:
-            # In memory of their own: where they lie would decide how products of them round.
-            memo |= {side: self.memo[side][one].clone() for side in ("gram_b", "gram_a")}
+        for side in ("gram_b", "gram_a"):
+            if side in self.memo and side not in memo:
+                # In memory of their own: where they lie would decide how products of them round.
+                memo[side] = self.memo[side][one].clone()
         if "precise" in self.memo and "precise" not in memo:
             memo["precise"] = tuple(side[one].clone() for side in self.memo["precise"])
         alone = replace(
@@ -296,7 +296,7 @@ class Mix:
             left, right = (x.to(stack.B.device, dtype) for x in (self.left, self.right))
             return Factors(stack.B * left[:, None, :], stack.A * right[:, :, None])
         if any(self.precise):
-            B, A = _core_home(stack.B), _core_home(stack.A)
+            B, A = core_home(stack.B), core_home(stack.A)
             B, A = products(B, self.left).to(dtype), products(self.right, A).to(dtype)
             return Factors(B.to(stack.B.device), A.to(stack.B.device))
         left, right = (x.to(stack.B.device, dtype) for x in (self.left, self.right))
@@ -344,89 +344,3 @@ def _balanced(scale: float) -> tuple[float, float]:
     """Two factors of ``scale``, the second a power of two near its root."""
     right = 2.0 ** round(math.log2(abs(scale)) / 2) if scale else 1.0
     return scale / right, right
-
-
-def products(X: Tensor, Y: Tensor) -> Tensor:
-    """``X @ Y`` over a batch, in the wider dtype of both.
-
-    On a CPU matrix by matrix, so that no bit depends on the batch.
-    """
-    import torch
-
-    dtype = torch.promote_types(X.dtype, Y.dtype)
-    if X.device.type != "cpu":
-        return torch.bmm(X.to(dtype), Y.to(dtype))
-    if Y.device != X.device:  # torch.mm would leave ``out`` as it is where Y has no values
-        raise RuntimeError(f"factors on {X.device} and {Y.device}")
-    out = torch.empty(*X.shape[:-1], Y.shape[-1], dtype=dtype)
-    aligned = _aligned(out)
-    for x, y, o in zip(_apart(X, dtype), _apart(Y, dtype), out, strict=True):
-        if aligned:
-            torch.mm(x, y, out=o)
-        else:
-            o.copy_(torch.mm(x, y))
-    return out
-
-
-def gram(X: Tensor, *, precise: bool = False) -> Tensor:
-    """``X Xᵀ`` of a batch of wide matrices, (m, R, R) float64.
-
-    From products in X's dtype, or in float64 if ``precise``.
-    """
-    import torch
-
-    dtype = torch.float64 if precise else X.dtype
-    if X.device.type != "cpu":
-        X = X.to(dtype)
-        return _core_home(torch.bmm(X, X.mT)).double()
-    m, R, _ = X.shape
-    upper = torch.empty(m, R, R, dtype=torch.float64)
-    one = torch.empty(R, R, dtype=dtype)
-    # Above the diagonal only, in strips: a symmetric product costs little more than half.
-    for x, whole in zip(_apart(X, dtype), upper, strict=True):
-        for part in strips(R):
-            torch.mm(x[part], x[part.start :].mT, out=one[part, part.start :])
-        whole.copy_(one)
-    return mirrored(upper)
-
-
-def factorised(function: Callable[[Tensor], tuple[Tensor, ...]], X: Tensor) -> tuple[Tensor, ...]:
-    """A factorisation over a batch; on a CPU matrix by matrix, so that no bit depends on it.
-
-    Results are contiguous whatever the batch: products of transposed matrices round otherwise.
-    """
-    import torch
-
-    if X.device.type != "cpu":
-        return function(X)
-    found = [function(x) for x in X.split(1)]
-    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
-
-
-def _apart(X: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """The matrices of a batch, all aligned alike: where they lie decides how products round.
-
-    Where the dtype changes it does so one by one, in memory that stays in the cache.
-    """
-    copied = not _aligned(X)
-    return (x.to(dtype, copy=copied) for x in X)
-
-
-def _aligned(X: Tensor) -> bool:
-    return X.stride(0) * X.element_size() % _ALIGNMENT == 0
-
-
-def strips(size: int) -> Iterator[slice]:
-    """Cuts of a triangular or symmetric matrix that leave out most of what is not needed."""
-    step = max(32, size // 8)
-    return (slice(j, min(j + step, size)) for j in range(0, size, step))
-
-
-def mirrored(upper: Tensor) -> Tensor:
-    """The symmetric matrices whose upper triangles are given; the others are overwritten."""
-    return upper.triu_() + upper.triu(1).mT
-
-
-def _core_home(x: Tensor) -> Tensor:
-    """The tensor where float64 exists: Apple's GPUs have none."""
-    return x.cpu() if x.device.type == "mps" else x

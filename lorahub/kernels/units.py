@@ -15,9 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lorahub.kernels.batched import products
 from lorahub.kernels.kmeans import Clusters, cluster, sign_of
 from lorahub.kernels.lowrank import factored
-from lorahub.kernels.stack import Mix, Stack, products
+from lorahub.kernels.stack import Mix, Stack
 
 Features = Literal["unit_halves", "raw"]
 Gauge = Literal["native", "svd"]
