@@ -845,7 +845,7 @@ def peak_mib(folder: Path, blocks: int) -> int:
     """Peak resident memory (MiB) of compressing ``blocks`` matrices of 4 MiB each."""
     generator = torch.Generator().manual_seed(0)
     tensors = {
-        f"layers.{i}.q.weight": torch.randn(1024, 1024, generator=generator) for i in range(blocks)
+        f"layers.{i}.q.weight": torch.randn(4096, 256, generator=generator) for i in range(blocks)
     }
     model = small_model(folder / str(blocks), tensors)
     target = folder / f"{blocks}-out"
