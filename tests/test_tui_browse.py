@@ -352,6 +352,38 @@ def test_no_torch_in_the_process_of_the_screen(filled: Path) -> None:
     assert json.loads(out.stdout.splitlines()[-1]) == []
 
 
+def test_first_screen_waits_for_nothing_that_it_does_not_need(filled: Path) -> None:
+    code = (
+        "import sys, json\n"
+        "from pathlib import Path\n"
+        "from tests.terminal import run\n"
+        "async def scenario(t):\n"
+        "    assert 'languages' in t.screen\n"
+        f"run(Path({str(filled)!r}), scenario)\n"
+        "print(json.dumps([m for m in ('alembic', 'huggingface_hub', 'numpy', 'pydantic', 'yaml',"
+        " 'markdown_it', 'sqlalchemy.orm', 'tui.screens.dialog', 'tui.screens.compose')"
+        " if m in sys.modules]))\n"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert json.loads(out.stdout.splitlines()[-1]) == []
+
+
+def test_click_on_a_key_of_the_last_line_presses_it(filled: Path) -> None:
+    async def scenario(t: Terminal) -> None:
+        line = t.screen.splitlines()[-1]
+        assert line.startswith(" / Filter  space Basket ")
+        await t.pilot.click("#keys", offset=(line.index("Sort"), 0))
+        await t.idle()
+        assert t.app.state.sort == "created"
+        await t.press("slash")
+        assert "Sort" not in t.screen.splitlines()[-1]  # there it is a letter
+
+    run(filled, scenario)
+
+
 def _multiply(home: Path, count: int) -> None:
     """Further rows that differ from the first one in name."""
     with Workspace.open(home) as workspace, workspace.catalog._write() as connection:
