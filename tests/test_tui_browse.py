@@ -6,12 +6,15 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 from sqlalchemy import insert, select
 from textual.widgets import TabbedContent
 
+from lorahub.adapter import Adapter
 from lorahub.workspace import Workspace
 from store import AdapterFilter
 from store.models import adapter_table
@@ -60,6 +63,54 @@ def test_what_suites_found_stands_beside_an_adapter(filled: Path) -> None:
         assert "held-out: accuracy 0.625" in t.screen
 
     run(filled, scenario, (160, 60))
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
+    """Reads of adapters wait while this is cleared."""
+    gate = Event()
+    gate.set()
+    get = Workspace.get
+
+    def slow(self: Workspace, reference: str) -> Adapter:
+        assert gate.wait(60)
+        return get(self, reference)
+
+    monkeypatch.setattr(Workspace, "get", slow)
+    yield gate
+    gate.set()
+
+
+def test_next_key_finds_in_the_basket_what_was_just_picked(filled: Path, held: Event) -> None:
+    async def scenario(t: Terminal) -> None:
+        held.clear()
+        await t.pilot.press("space", "c")
+        await t.pilot.pause()
+        assert t.app.current_mode == "compose"
+        assert "Basket 1: languages" in t.screen
+        held.set()
+        await t.idle()
+        assert t.said == ""
+        assert "Basket 1: languages" in t.screen
+
+    run(filled, scenario)
+
+
+def test_what_cannot_join_after_all_leaves_the_basket_and_says_why(home: Path, held: Event) -> None:
+    small = write_adapter(home.parent / "small", {"layer.q": (8, 8, 2)})
+    large = write_adapter(home.parent / "large", {"layer.q": (16, 8, 2)})
+    with Workspace.open(home) as workspace:
+        workspace.pull([str(small), str(large)])
+
+    async def scenario(t: Terminal) -> None:
+        held.clear()
+        await t.pilot.press("space", "j", "space")
+        held.set()
+        await t.idle()
+        assert [i.adapter for i in t.app.draft.inputs] == ["large"]
+        assert "have another shape in module layer.q" in t.said
+
+    run(home, scenario)
 
 
 def test_empty_catalog_says_what_to_do(home: Path) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 from textual import work
 from textual.message import Message
 
-from lorahub.adapter import Adapter
 from lorahub.errors import LorahubError
 from tui import listing
 from tui.acting import app_of
+from tui.basket import why_not
 from tui.describe import Description, describe, neighbours
 from tui.jobs import ask
 from tui.listing import Entry
@@ -68,12 +69,12 @@ class BrowseReading(Room):
             super().__init__()
             self.name, self.words = name, words
 
-    class Picked(Message):
-        """An adapter that the user wants in the basket."""
+    class Refused(Message):
+        """An adapter cannot be in the basket with those that are there, for a reason."""
 
-        def __init__(self, adapter: Adapter) -> None:
+        def __init__(self, name: str, reason: str) -> None:
             super().__init__()
-            self.adapter = adapter
+            self.name, self.reason = name, reason
 
     class Removed(Message):
         """An adapter left the catalog."""
@@ -129,12 +130,19 @@ class BrowseReading(Room):
             self.post_message(self.Resembled(name, spoken(error)))
 
     @work(thread=True, exit_on_error=False)
-    def read_adapter(self, name: str) -> None:
-        """Read the adapter that is to join the basket."""
+    def check_pick(self, name: str, others: Sequence[str]) -> None:
+        """Look into an adapter and those it joins: their modules tell what their rows do not."""
+        get = app_of(self).workspace.get
+        there = []
+        for other in others:
+            with suppress(LorahubError):  # the plan says what is wrong with it
+                there.append(get(other))
         try:
-            self.post_message(self.Picked(app_of(self).workspace.get(name)))
+            reason = why_not(get(name), there)
         except LorahubError as error:
-            self.post_message(Complaint(error))
+            reason = spoken(error)
+        if reason is not None:
+            self.post_message(self.Refused(name, reason))
 
     @work(thread=True, exit_on_error=False)
     def take_out(self, name: str) -> None:
