@@ -65,6 +65,36 @@ def test_what_suites_found_stands_beside_an_adapter(filled: Path) -> None:
     run(filled, scenario, (160, 60))
 
 
+def test_a_suites_figure_orders_the_table_until_it_is_gone(filled: Path) -> None:
+    with Workspace.open(filled) as workspace:
+        for name, accuracy in (("languages", 0.5), ("packages", 0.75)):
+            adapter = workspace.get(name)
+            workspace.catalog.record_evaluation(adapter.id, "test", {"accuracy": accuracy})
+
+    def first(t: Terminal) -> str:
+        row = t.app.screen.query_one(PagedTable).loaded()[0][1]
+        return row.value.summary.name
+
+    async def scenario(t: Terminal) -> None:
+        await t.press("s", "s", "s", "s", "s", "S")
+        assert "by test.accuracy (reversed)" in t.screen
+        assert t.app.command == "lorahub ls --sort test.accuracy --reverse"
+        assert first(t) == "packages"
+        await t.press("S")
+        assert first(t) == "languages"
+
+    run(filled, scenario)
+    with Workspace.open(filled) as workspace:
+        workspace.remove(["languages", "packages"])
+
+    async def later(t: Terminal) -> None:
+        assert "by name" in t.screen
+        assert "cannot sort by 'test.accuracy'" in t.said
+        assert first(t) == "manuals"
+
+    run(filled, later)
+
+
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
     """Reads of adapters wait while this is cleared."""

@@ -39,6 +39,7 @@ class BrowseScreen(BrowseDeeds):
         self.filter = Query()
         self._restoring = True
         self._problems: dict[str, str] = {}
+        self._figures: tuple[str, ...] = ()
 
     def body(self) -> ComposeResult:
         """Facets, the filter over the table, details."""
@@ -104,6 +105,7 @@ class BrowseScreen(BrowseDeeds):
 
     def on_browse_reading_counted(self, event: BrowseReading.Counted) -> None:
         """Show the facets."""
+        self._figures = tuple(event.figures)
         if event.query == self.filter:
             self.query_one(Facets).show(event.facets, event.query.text)
 
@@ -249,7 +251,7 @@ class BrowseScreen(BrowseDeeds):
 
     def do_sort(self) -> None:
         """By the next key."""
-        keys, app = list(SORTS), app_of(self)
+        keys, app = [*SORTS, *self._figures], app_of(self)
         at = keys.index(app.state.sort) if app.state.sort in keys else -1
         app.remember(sort=keys[(at + 1) % len(keys)])
         self.load()

@@ -10,7 +10,7 @@ from functools import partial
 from textual import work
 from textual.message import Message
 
-from lorahub.errors import LorahubError
+from lorahub.errors import LorahubError, UsageError
 from tui import listing
 from tui.acting import app_of
 from tui.basket import why_not
@@ -42,11 +42,13 @@ class BrowseReading(Room):
             self.query, self.count, self.rows = query, count, rows
 
     class Counted(Message):
-        """The facets of what the filter lets through."""
+        """The facets of what the filter lets through, and the figures there are to sort by."""
 
-        def __init__(self, query: Query, facets: Mapping[str, Mapping[str, int]]) -> None:
+        def __init__(
+            self, query: Query, facets: Mapping[str, Mapping[str, int]], figures: Sequence[str]
+        ) -> None:
             super().__init__()
-            self.query, self.facets = query, facets
+            self.query, self.facets, self.figures = query, facets, figures
 
     class Paged(Message):
         """A further page."""
@@ -79,6 +81,10 @@ class BrowseReading(Room):
     class Removed(Message):
         """An adapter left the catalog."""
 
+    def load(self) -> None:
+        """Read the first page anew."""
+        raise NotImplementedError
+
     @work(exclusive=True, group="list", exit_on_error=False)
     async def read_list(self, query: Query, sort: str, *, descending: bool) -> None:
         """Read the first page and the counts."""
@@ -90,7 +96,13 @@ class BrowseReading(Room):
             # Counting takes longer than listing, and nobody reads it while typing goes on.
             await asyncio.sleep(SETTLED)
             counts = await asyncio.to_thread(catalog.facets, query.where)
-            self.post_message(self.Counted(query, counts))
+            figures = await asyncio.to_thread(catalog.figures)
+            self.post_message(self.Counted(query, counts, figures))
+        except UsageError as error:
+            self.post_message(Complaint(error))
+            if sort != "name":  # the figure that it was sorted by is gone
+                app_of(self).remember(sort="name")
+                self.load()
         except LorahubError as error:
             self.post_message(Complaint(error))
 
