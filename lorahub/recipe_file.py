@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -94,8 +95,15 @@ class RecipeFile:
             InvalidRecipeError: It is none, or there is no such method or parameter.
         """
         recipe = self.recipe(body)
-        try:
+        with self.located():
             check_method(recipe)
+        return recipe
+
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Errors of the block that name a key of the recipe also name the file and the line."""
+        try:
+            yield
         except InvalidRecipeError as error:
             line = self.line(error.key)
             place = str(self.path) if line is None else f"{self.path}, line {line}"
@@ -103,7 +111,6 @@ class RecipeFile:
             raise InvalidRecipeError(
                 f"{place}{key}: {error.message}", hint=error.hint, key=error.key
             ) from error
-        return recipe
 
     def _parsed(self, raw: bytes) -> object:
         loader: yaml.SafeLoader | None = None

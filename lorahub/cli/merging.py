@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,8 +104,8 @@ def merge(
             "base": base,
         }
         given = {"rank": _rank(rank), "energy": energy} | parse_parameters(parameter or [])
-        recipe = _recipe(sources, weights_for or [], options, given, name, output)
-        with sink.progress(events=lines) as listener, Workspace.open() as workspace:
+        recipe, located = _recipe(sources, weights_for or [], options, given, name, output)
+        with located, sink.progress(events=lines) as listener, Workspace.open() as workspace:
             if dry_run:
                 plan = workspace.plan(recipe, listener=listener)
                 print_plan(plan, "merge", as_json=as_json or lines)
@@ -260,9 +261,10 @@ def _recipe(
     parameters: dict[str, Any],
     name: str | None,
     output: Path | None,
-) -> Recipe:
+) -> tuple[Recipe, AbstractContextManager[None]]:
+    """The recipe, and in what its errors are located where it is a file."""
     from lorahub.recipe import make_recipe
-    from lorahub.recipe_file import load_recipe
+    from lorahub.recipe_file import RecipeFile, load_recipe
 
     parameters = {k: v for k, v in parameters.items() if v is not None}
     if output is not None and re.match(r"[\w+-]{2,}:/", str(output)):
@@ -286,15 +288,14 @@ def _recipe(
             raise UsageError(
                 f"--{asked[0]} cannot be given beside a recipe", hint="write it into the recipe"
             )
-        return recipe.model_copy(
-            update={"output": recipe.output.model_copy(update=where)} if where else {}
-        )
+        update = {"output": recipe.output.model_copy(update=where)} if where else {}
+        return recipe.model_copy(update=update), RecipeFile(Path(sources[0])).located()
     if options["method"] is None:
         raise UsageError("a merge needs --method", hint="see `lorahub methods`; auto chooses one")
     body = {k: v for k, v in options.items() if v is not None}
     common, parsed = parse_weights(weights_for, [parse_source(s) for s in sources])
     body |= {"sources": parsed, "weights": common, "parameters": parameters}
-    return make_recipe(body | {"output": where}, "command line")
+    return make_recipe(body | {"output": where}, "command line"), nullcontext()
 
 
 def print_plan(plan: Plan, command: str, *, as_json: bool) -> None:
