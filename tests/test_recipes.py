@@ -13,7 +13,13 @@ import pytest
 import torch
 import yaml
 
-from lorahub.errors import ConflictError, IntegrityError, InvalidRecipeError, VerificationError
+from lorahub.errors import (
+    ConflictError,
+    IntegrityError,
+    InvalidRecipeError,
+    UsageError,
+    VerificationError,
+)
 from lorahub.importing import import_recipe
 from lorahub.recipe import make_recipe
 from lorahub.recipe_file import load_recipe, lock_path
@@ -330,6 +336,13 @@ def test_a_new_recipe_is_one(tmp_path: Path, method: str) -> None:
     make_recipe(yaml.safe_load(path.read_text()) | yaml.safe_load("\n".join(r[2:] for r in rest)))
     with pytest.raises(ConflictError):
         write_new(path, method, [])
+
+
+@pytest.mark.parametrize("name", ["languages", "r.txt", "owner/one"])
+def test_a_new_recipe_without_its_ending_is_a_forgotten_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="no name for a recipe file"):
+        write_new(tmp_path / name, "svd", [])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_schema_knows_every_key_and_sweeps() -> None:
