@@ -112,6 +112,17 @@ def test_a_shadowing_store_is_named(tmp_path: Path) -> None:
     assert "store.py' hides it" in done.stderr
 
 
+def test_one_import_reaches_what_the_documents_name() -> None:
+    names = {
+        name
+        for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+        for name in re.findall(r"\blorahub\.([A-Za-z]\w*(?:\.[A-Z]\w*)?)\(", path.read_text())
+    }
+    assert "executors.Ray" in names
+    code = "import lorahub; " + "; ".join(f"lorahub.{name}" for name in sorted(names))
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_methods_show_says_what_the_document_says() -> None:
     text = (ROOT / "docs" / "methods.md").read_text()
     for method in methods().values():

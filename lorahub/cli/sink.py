@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -87,6 +88,15 @@ def print_text(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def unwritten(error: OSError) -> NoReturn:
+    """Leave because stdout takes no more: quietly where it was a pipe whose reader is gone."""
+    # Python writes what is left once more on its way out.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not isinstance(error, BrokenPipeError):
+        note(f"error: the results cannot be written to stdout ({error.strerror})")
+    raise SystemExit(ExitCode.FAILURE)
+
+
 def note(text: str) -> None:
     """A line for the user on stderr."""
     sys.stderr.write(text + "\n")
@@ -129,7 +139,10 @@ def print_picture(text: str) -> None:
     if sys.stdout.isatty():
         from rich.console import Console
 
-        Console().print(text, markup=False, highlight=False, no_wrap=True, crop=False)
+        console = Console()
+        console.print(
+            text, markup=False, highlight=False, no_wrap=True, overflow="ignore", crop=False
+        )
 
 
 def size(count: int) -> str:
