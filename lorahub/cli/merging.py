@@ -12,6 +12,7 @@ from lorahub.cli import sink
 from lorahub.cli.catalog import Ref
 from lorahub.errors import InvalidRecipeError, UsageError
 from lorahub.events import Finished
+from lorahub.urls import seems_url
 
 if TYPE_CHECKING:
     from lorahub.engine.plan import Plan
@@ -265,7 +266,7 @@ def _recipe(
     from lorahub.recipe_file import load_recipe
 
     parameters = {k: v for k, v in parameters.items() if v is not None}
-    if output is not None and re.match(r"[\w+-]{2,}:/", str(output)):
+    if output is not None and seems_url(str(output)):
         raise UsageError(
             f"-o {output}: results are made in a folder of this machine",
             hint="then `lorahub export NAME URL`, or a recipe with output.export",
