@@ -11,7 +11,6 @@ import typer
 from lorahub.cli import sink
 from lorahub.cli.catalog import Ref
 from lorahub.errors import InvalidRecipeError, UsageError
-from lorahub.events import Finished
 from lorahub.urls import seems_url
 
 if TYPE_CHECKING:
@@ -130,11 +129,7 @@ def print_merged(merged: Merged, command: str, *, as_json: bool, lines: bool = F
         "state": merged.state,
         "record": sink.plain(record),
     }
-    if lines:
-        sink.print_event(Finished(body))
-    elif as_json:
-        sink.print_act(command, body)
-    else:
+    if not sink.answered(command, body, as_json=as_json, events=lines):
         sink.print_table(
             ("field", "value"),
             (
