@@ -149,7 +149,8 @@ class Puller:
             return Origin(Source.FOLDER, self._unpacked(reference))
         if reference.is_url:
             return self._downloaded(canonical(text), listener)
-        if reference.is_path or is_folder(reference):
+        is_file = not reference.is_hub and Path(text).is_file()
+        if reference.is_path or is_folder(reference) or is_file:
             folder = existing_folder(text)
             merged = folder.is_relative_to(self._config.adapters) and Record.read(folder)
             return Origin(Source.MERGE if merged else Source.FOLDER, folder)

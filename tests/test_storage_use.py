@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from lorahub import storage
 from lorahub.adapter import Source
+from lorahub.cli.composing import parse_source
 from lorahub.cli.main import app
-from lorahub.cli.merging import parse_source
 from lorahub.errors import (
     ConflictError,
     IntegrityError,

@@ -10,7 +10,6 @@ import typer
 
 from lorahub.cli import sink
 from lorahub.errors import ExitCode
-from lorahub.events import Finished
 
 if TYPE_CHECKING:
     from lorahub.batch import Forecast, Outcome
@@ -114,13 +113,10 @@ def _print(outcomes: Sequence[Outcome], *, as_json: bool, events: bool) -> None:
     from lorahub.reporting import row
 
     failed = [o for o in outcomes if o.error is not None]
-    status = "ok" if not failed else "partial" if len(failed) < len(outcomes) else "error"
     rows = [row(o) for o in outcomes]
-    if events:
-        sink.print_event(Finished({"status": status, "merges": rows}))
-    elif as_json:
-        sink.print_act("batch", rows, status=status)
-    else:
+    status = sink.status(len(failed), len(outcomes))
+    event = {"status": status, "merges": rows}
+    if not sink.answered("batch", rows, as_json=as_json, events=events, status=status, event=event):
         sink.print_table(
             ("result", "state", "rank", "truncation", "least kept", "seconds"),
             (

@@ -24,7 +24,7 @@ def new_recipe(
     as_json: sink.Json = False,
 ) -> None:
     """Write a recipe file to begin with."""
-    from lorahub.cli.merging import parse_source
+    from lorahub.cli.composing import parse_source
     from lorahub.recipe_template import write_new
 
     with sink.errors("recipes new", as_json=as_json):

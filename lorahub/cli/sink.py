@@ -14,7 +14,16 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from lorahub.errors import ExitCode, LorahubError
-from lorahub.events import Advanced, Event, Failed, Listener, PhaseStarted, Warned, to_json
+from lorahub.events import (
+    Advanced,
+    Event,
+    Failed,
+    Finished,
+    Listener,
+    PhaseStarted,
+    Warned,
+    to_json,
+)
 
 ENVELOPE_VERSION = 1
 
@@ -81,6 +90,40 @@ def print_act(command: str, result: object, *, status: str = "ok") -> None:
     print_json(
         {"version": ENVELOPE_VERSION, "command": command, "status": status, "result": plain(result)}
     )
+
+
+def status(failed: int, total: int) -> str:
+    """What became of several objects, as programs are told: ok, partial or error."""
+    return "ok" if not failed else "partial" if failed < total else "error"
+
+
+def answered(
+    command: str,
+    result: object,
+    *,
+    as_json: bool,
+    events: bool,
+    status: str = "ok",
+    event: Mapping[str, Any] | None = None,
+) -> bool:
+    """Print the result of an act for programs: as the last event, or in the envelope.
+
+    Args:
+        command: The verb.
+        result: What goes into the envelope.
+        as_json: Whether it was asked for.
+        events: Whether events were.
+        status: ok, partial or error.
+        event: What the event carries; the result without it.
+
+    Returns:
+        False where neither was asked for, so that a reader's table is to come.
+    """
+    if events:
+        print_event(Finished(plain(result) if event is None else event))
+    elif as_json:
+        print_act(command, result, status=status)
+    return events or as_json
 
 
 def print_text(text: str) -> None:
