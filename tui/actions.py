@@ -60,7 +60,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("pick", "browse", "space", "Basket", "Put the adapter in, or out of, the basket.",
            shown=True),
     Action("use", "browse", "c", "Compose", "Compose a merge of the basket.", shown=True),
-    Action("sort", "browse", "s", "Sort", "Sort by the next column.", shown=True),
+    Action("sort", "browse", "s", "Sort", "Sort by the next column, or figure of a suite.", shown=True),
     Action("reverse", "browse", "S", "Reverse", "Reverse the order."),
     Action("facets", "browse", "f", "Facets", "Go to the facets; again, hide them."),
     Action("details", "browse", "d", "Details", "Show or hide the detail pane."),
