@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lorahub import executors
     from lorahub.adapter import Adapter, AdapterInfo, Module, Reference
     from lorahub.errors import ExitCode, LorahubError
     from lorahub.hub import Query
@@ -53,6 +54,8 @@ _HOMES = {
     "make_recipe": "recipe",
 }
 
+_PACKAGES = frozenset({"executors"})
+
 __all__ = [
     "Adapter",
     "AdapterInfo",
@@ -67,6 +70,7 @@ __all__ = [
     "Reference",
     "Verification",
     "Workspace",
+    "executors",
     "load_recipe",
     "make_recipe",
 ]
@@ -86,6 +90,8 @@ def _check_not_shadowed() -> None:
 
 
 def __getattr__(name: str) -> object:
+    if name in _PACKAGES:
+        return import_module(f"lorahub.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'lorahub' has no attribute '{name}'")
     return getattr(import_module(f"lorahub.{_HOMES[name]}"), name)

@@ -10,7 +10,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-from lorahub.errors import ConflictError, InvalidRecipeError, LorahubError, NotFoundError
+from lorahub.errors import (
+    ConflictError,
+    InvalidRecipeError,
+    LorahubError,
+    NotFoundError,
+    UsageError,
+)
 from lorahub.recipe import ExportSpec, Recipe
 from lorahub.recipe_file import LOCK_SUFFIX
 from lorahub.sweep import Sweep, load_sweep
@@ -109,6 +115,17 @@ class Forecast:
     input_bytes: int
     output_bytes: int
     seconds: float
+
+
+def ask(sweeps: Sequence[Sweep], *, yes: bool) -> None:
+    """Refuse very many merges that were not asked for twice.
+
+    Raises:
+        UsageError: There are `ASK_FROM` or more, and ``yes`` is not set.
+    """
+    total = sum(sweep.size for sweep in sweeps)
+    if total >= ASK_FROM and not yes:
+        raise UsageError(f"these are {total} merges", hint="pass --yes if that is meant")
 
 
 def gather(paths: Sequence[Path]) -> list[Sweep]:

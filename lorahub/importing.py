@@ -48,6 +48,9 @@ _PEFT_KEYS = frozenset(
 )
 
 
+_EITHER = "give a mergekit file, or the arguments of add_weighted_adapter"
+
+
 def import_recipe(path: Path) -> Recipe:
     """The recipe that means the same as a mergekit file or a file of PEFT's keyword arguments.
 
@@ -57,7 +60,7 @@ def import_recipe(path: Path) -> Recipe:
     Raises:
         InvalidRecipeError: The file is neither, or means something else; the message says what.
     """
-    file = RecipeFile(path)
+    file = RecipeFile(path, kind="mergekit file", hint=_EITHER)
     if "merge_method" in file.body:
         return make_recipe(_mergekit(file), str(path))
     if "adapters" in file.body:
@@ -65,7 +68,7 @@ def import_recipe(path: Path) -> Recipe:
     raise InvalidRecipeError(
         f"{path}: is neither a mergekit file (it has no 'merge_method') nor a call of PEFT's "
         "add_weighted_adapter (it has no 'adapters')",
-        hint="give one of the two",
+        hint=_EITHER,
     )
 
 
@@ -187,9 +190,6 @@ def _map(file: RecipeFile, value: object, at: tuple[int | str, ...]) -> dict[str
 
 
 def _refused(file: RecipeFile, key: tuple[int | str, ...], why: str) -> InvalidRecipeError:
-    line = file.line(key)
-    place = f"{file.path}, line {line}" if line else f"{file.path}"
-    return InvalidRecipeError(
-        f"{place}, key '{'.'.join(map(str, key))}': {why}",
-        hint="there is no recipe that means the same; write one with `lorahub recipes new`",
+    return file.wrong(
+        key, why, "there is no recipe that means the same; write one with `lorahub recipes new`"
     )

@@ -38,6 +38,10 @@ def existing_folder(text: str) -> Path:
         NotFoundError: There is none.
     """
     folder = Path(text).expanduser().absolute()
+    if folder.is_file():
+        raise NotFoundError(
+            f"{folder}: is a file, but an adapter is a folder", hint=f"name {folder.parent}"
+        )
     if not folder.is_dir():
         raise NotFoundError(
             f"there is no folder {folder}", hint="check the path; `lorahub ls` lists the catalog"

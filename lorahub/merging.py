@@ -102,7 +102,10 @@ def output_of(name: str | None, folder: Path | None, config: Config) -> tuple[st
         UsageError: Neither is, or the name cannot be one.
     """
     if name is None and folder is None:
-        raise UsageError("the result has no place", hint="give --name NAME, or -o FOLDER, or both")
+        raise UsageError(
+            "the result has no place",
+            hint="give --name NAME, or -o FOLDER, or both; in a recipe, output.name or .folder",
+        )
     name = name or (folder.name if folder else "")
     check_name(name)
     return name, (folder or config.adapters / name).expanduser().absolute()

@@ -32,7 +32,8 @@ def check_name(name: str) -> str:
     if not plain.isalnum() or name.startswith(".") or name != name.strip() or len(name) > 100:
         raise UsageError(
             f"'{name}' cannot be a name",
-            hint="use letters, digits, '-', '_' and '.', at most 100, not starting with '.'",
+            hint="use letters, digits, '-', '_', '.' and inner spaces, at most 100, "
+            "not starting with '.'",
         )
     return name
 

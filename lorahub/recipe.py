@@ -14,7 +14,6 @@ output: {name: my-merge}
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +30,7 @@ from pydantic import (
 
 from lorahub.errors import InvalidRecipeError, UsageError
 from lorahub.urls import canonical
+from lorahub.wording import did_you_mean, first_wrong
 
 AUTO = "auto"
 """Method of a recipe that leaves method, scale and rank to the adapters' figures."""
@@ -175,13 +175,12 @@ def make_recipe(body: object, where: str = "recipe", line_of: LineOf | None = No
     try:
         return Recipe.model_validate(body)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = first_wrong(error)
         line = line_of(first["loc"]) if line_of else None
         place = where if line is None else f"{where}, line {line}"
         key = ".".join(str(part) for part in first["loc"]) or "(top)"
-        message = first["msg"][:1].lower() + first["msg"][1:]
         raise InvalidRecipeError(
-            f"{place}, key '{key}': {message}",
+            f"{place}, key '{key}': {first['msg']}",
             hint=f"correct the key and try again{_meant(first)}",
         ) from error
 
@@ -192,8 +191,7 @@ def _meant(error: Any) -> str:  # noqa: ANN401 - pydantic's own map
         return ""
     *parts, key = error["loc"]
     part = _PARTS.get(tuple(p for p in parts if isinstance(p, str)))
-    close = difflib.get_close_matches(str(key), list(part.model_fields) if part else [], n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    return did_you_mean(str(key), part.model_fields) if part else ""
 
 
 def check_method(recipe: Recipe) -> None:
@@ -227,19 +225,22 @@ def check_auto(recipe: Recipe) -> None:
             hint="give a number, or leave the rank to the figures",
             key=("parameters", "rank"),
         )
-    for source in recipe.sources:
+    for i, source in enumerate(recipe.sources):
         if source.weight <= 0:
             raise InvalidRecipeError(
                 f"method '{AUTO}' adds adapters, but '{source.adapter}' has weight "
                 f"{source.weight:g}",
                 hint="leave it out, or name a method: 'svd' subtracts",
+                key=("sources", i, "weight"),
             )
-    for some in (recipe.weights, *(source.weights for source in recipe.sources)):
+    own = [(("sources", i, "weights"), s.weights) for i, s in enumerate(recipe.sources)]
+    for at, some in [(("weights",), recipe.weights), *own]:
         for pattern, weight in some.items():
             if weight < 0:
                 raise InvalidRecipeError(
                     f"method '{AUTO}' adds adapters, but '{pattern}' has weight {weight:g}",
                     hint="give 0 to leave modules out, or name a method: 'svd' subtracts",
+                    key=(*at, pattern),
                 )
     if len(recipe.sources) < 2:
         raise UsageError(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lorahub.errors import InvalidRecipeError, unreadable
+from lorahub.errors import InvalidRecipeError, UsageError, unreadable
+from lorahub.output import check_name
 from lorahub.recipe import Recipe, SourceSpec, check_method, make_recipe
+from lorahub.wording import first_wrong
 
 MAX_BYTES = 1 << 20
 
@@ -20,6 +23,8 @@ BESIDE = frozenset({"matrix", "exclude", "search"})
 """Keys of the file that make more than one recipe of it."""
 
 Key = tuple[int | str, ...]
+
+_SHAPES: Mapping[type, str] = {list: "a list", str: "text"}
 
 
 class Pin(BaseModel):
@@ -52,8 +57,15 @@ class RecipeFile:
         body: The map as plain data; nothing of it is checked yet.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, *, kind: str = "recipe", hint: str = "see `lorahub recipes new`"
+    ) -> None:
         """Read ``path``.
+
+        Args:
+            path: The file.
+            kind: What it should be, for errors.
+            hint: Where to read how one looks, for errors.
 
         Raises:
             NotFoundError: There is no such file.
@@ -61,11 +73,11 @@ class RecipeFile:
         """
         self.path = path
         self._lines: dict[Key, int] = {}
-        body = self._parsed(_text(path))
+        body = self._parsed(_text(path, hint))
         if not isinstance(body, dict):
+            found = "is empty" if body is None else f"is {_SHAPES.get(type(body), 'one value')}"
             raise InvalidRecipeError(
-                f"{path}: a recipe is a map with 'method' and 'sources', not {type(body).__name__}",
-                hint="see `lorahub recipes new`",
+                f"{path}: {found}, but a {kind} is a map from keys to values", hint=hint
             )
         self.body: dict[str, Any] = body
 
@@ -88,22 +100,36 @@ class RecipeFile:
         return _relative_to(recipe, self.path.absolute().parent)
 
     def checked(self, body: Mapping[str, Any] | None = None) -> Recipe:
-        """As `recipe`, its method and parameters checked too.
+        """As `recipe`, its method, parameters and name checked too.
 
         Raises:
-            InvalidRecipeError: It is none, or there is no such method or parameter.
+            InvalidRecipeError: It is none, there is no such method or parameter, or its result
+                cannot have that name.
         """
         recipe = self.recipe(body)
-        try:
+        with self.located():
             check_method(recipe)
-        except InvalidRecipeError as error:
-            line = self.line(error.key)
-            place = str(self.path) if line is None else f"{self.path}, line {line}"
-            key = f", key '{dotted(error.key)}'" if error.key else ""
-            raise InvalidRecipeError(
-                f"{place}{key}: {error.message}", hint=error.hint, key=error.key
-            ) from error
+        try:
+            if recipe.output.name is not None:
+                check_name(recipe.output.name)
+        except UsageError as error:
+            raise self.wrong(("output", "name"), error.message, error.hint) from error
         return recipe
+
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Errors of the block that name a key of the recipe also name the file and the line."""
+        try:
+            yield
+        except InvalidRecipeError as error:
+            raise self.wrong(error.key, error.message, error.hint) from error
+
+    def wrong(self, key: Key, what: str, hint: str | None) -> InvalidRecipeError:
+        """The error for a key of the file, at the line on which it stands; () is the whole."""
+        line = self.line(key)
+        place = str(self.path) if line is None else f"{self.path}, line {line}"
+        named = f", key '{dotted(key)}'" if key else ""
+        return InvalidRecipeError(f"{place}{named}: {what}", hint=hint, key=key)
 
     def _parsed(self, raw: bytes) -> object:
         loader: yaml.SafeLoader | None = None
@@ -124,8 +150,7 @@ class RecipeFile:
         # Dates that are none, and maps as keys, are ValueError and TypeError of the constructor.
         except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
             raise InvalidRecipeError(
-                f"{self.path}: is not YAML ({' '.join(str(error).split())})",
-                hint="correct the file",
+                _not_yaml(self.path, error), hint="correct the file"
             ) from error
         finally:
             if loader is not None:
@@ -142,10 +167,7 @@ def load_recipe(path: Path) -> Recipe:
     """
     file = RecipeFile(path)
     if "matrix" in file.body:
-        raise InvalidRecipeError(
-            f"{path}, line {file.line(('matrix',))}, key 'matrix': is for many merges, not one",
-            hint="run `lorahub batch`",
-        )
+        raise file.wrong(("matrix",), "is for many merges, not one", "run `lorahub batch`")
     return locked(file.checked(), read_lock(path), path)
 
 
@@ -163,16 +185,13 @@ def read_lock(path: Path) -> Lock | None:
     where = lock_path(path)
     if not where.exists():
         return None
-    file = RecipeFile(where)
+    again = "make it again: `lorahub recipes lock`"
+    file = RecipeFile(where, kind="lock", hint=again)
     try:
         lock = Lock.model_validate(file.body)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidRecipeError(
-            f"{where}, line {file.line(first['loc'])}, key '{dotted(first['loc'])}': "
-            f"{first['msg'].lower()}",
-            hint="make it again: `lorahub recipes lock`",
-        ) from error
+        first = first_wrong(error)
+        raise file.wrong(first["loc"], first["msg"], again) from error
     folder = path.absolute().parent
     return Lock(
         sources={
@@ -219,15 +238,27 @@ def relative(reference: str, folder: Path) -> str:
     return f"./{reference[len(inside) :]}" if reference.startswith(inside) else reference
 
 
-def _text(path: Path) -> bytes:
+def _text(path: Path, hint: str) -> bytes:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        hint = "check the path; `lorahub recipes new FILE` writes a recipe"
+        hint = f"check the path; {hint}"
         raise unreadable(path, error, InvalidRecipeError, hint=hint) from error
     if len(raw) > MAX_BYTES:
-        raise InvalidRecipeError(f"{path}: {len(raw)} bytes are too many for a recipe")
+        raise InvalidRecipeError(f"{path}: {len(raw)} bytes are too many for such a file")
     return raw
+
+
+def _not_yaml(path: Path, error: Exception) -> str:
+    """Where and why a file is not YAML."""
+    if isinstance(error, yaml.reader.ReaderError):
+        why = f"byte {error.position}: {error.reason}"
+        return f"{path}: is not YAML in UTF-8 or, with its mark, UTF-16 ({why})"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        place = f"{path}, line {mark.line + 1}, column {mark.column + 1}"
+        return f"{place}: is not YAML ({', '.join(filter(None, (error.context, error.problem)))})"
+    return f"{path}: is not YAML ({' '.join(str(error).split())})"
 
 
 def _keys(node: yaml.Node, at: Key, seen: set[int]) -> Iterator[tuple[Key, yaml.Node]]:

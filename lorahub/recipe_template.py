@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lorahub.errors import ConflictError
+from lorahub.errors import ConflictError, UsageError
 from lorahub.methods.registry import Method, get
 from lorahub.output import check_name, write_text
 from lorahub.recipe import Recipe, make_recipe
@@ -35,9 +35,13 @@ def write_new(path: Path, method: str, sources: Sequence[Mapping[str, Any]]) -> 
     Raises:
         ConflictError: The file is there already.
         InvalidRecipeError: No such method, or sources that are none.
-        UsageError: The file's name cannot be the result's.
+        UsageError: The file's name does not end in .yaml or .yml, or cannot be the result's.
         StorageError: It cannot be written.
     """
+    if path.suffix not in {".yaml", ".yml"}:
+        raise UsageError(
+            f"'{path}' is no name for a recipe file", hint="end it in .yaml; adapters follow it"
+        )
     if path.exists():
         raise ConflictError(f"{path}: already exists", hint="choose another file")
     known = get(method)

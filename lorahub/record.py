@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lorahub.errors import IntegrityError
+from lorahub.wording import first_wrong
 
 FILE_NAME = "lorahub.json"
 RECIPE_NAME = "recipe.yaml"
@@ -188,9 +189,9 @@ class Record:
                     raise ValueError(f"the weight of '{parent.reference}' is not a finite number")
             return record
         except ValidationError as error:
-            first = error.errors()[0]
+            first = first_wrong(error)
             field = ".".join(map(str, first["loc"]))
-            reason = f"{field}: {first['msg'].lower()}"
+            reason = f"{field}: {first['msg']}"
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = str(error)
         raise IntegrityError(

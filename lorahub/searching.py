@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorahub.errors import InvalidRecipeError, StorageError, UsageError
 from lorahub.recipe import Recipe
-from lorahub.recipe_file import Lock, RecipeFile, dotted, locked, read_lock
+from lorahub.recipe_file import Lock, RecipeFile, locked, read_lock
 from lorahub.sweep import set_key
 
 if TYPE_CHECKING:
@@ -97,8 +97,12 @@ class Search:
     lock: Lock | None
     axes: tuple[Axis, ...]
 
-    def recipe(self, chosen: Mapping[str, Any]) -> Recipe:
+    def recipe(self, chosen: Mapping[str, Any], *, checked: bool = False) -> Recipe:
         """The recipe with values in place of its own.
+
+        Args:
+            chosen: Values by key.
+            checked: Whether its method has to take its parameters.
 
         Raises:
             InvalidRecipeError: It is none.
@@ -109,7 +113,8 @@ class Search:
                 set_key(body, key, value)
             except ValueError as error:
                 raise _wrong(self.file, key, str(error)) from error
-        return locked(self.file.recipe(body), self.lock, self.file.path)
+        recipe = self.file.checked(body) if checked else self.file.recipe(body)
+        return locked(recipe, self.lock, self.file.path)
 
     def start(self) -> dict[str, Any] | None:
         """The recipe's own values, where they lie in the space."""
@@ -138,6 +143,8 @@ def load_search(path: Path) -> Search:
         InvalidRecipeError: It is no recipe, or its space is none.
     """
     file = RecipeFile(path)
+    if "matrix" in file.body:
+        raise file.wrong(("matrix",), "is for a batch, not for a search", "leave one of them out")
     recipe = file.recipe()
     given = file.body.get("search")
     if given is None:
@@ -150,7 +157,24 @@ def load_search(path: Path) -> Search:
         axes = [_axis(file, key, value) for key, value in given.items()]
     else:
         raise _wrong(file, None, "has to be a map from keys of the recipe to [low, high]")
-    return Search(file, read_lock(path), tuple(axes))
+    search = Search(file, read_lock(path), tuple(axes))
+    for axis in axes:
+        _check(search, axis)
+    return search
+
+
+def _check(search: Search, axis: Axis) -> None:
+    """Refuse an axis at whose ends there is no recipe: every trial would fail on it."""
+    failure: InvalidRecipeError | None = None
+    for value in axis.choices or (axis.low, axis.high):
+        try:
+            search.recipe({axis.key: value}, checked="method" not in {a.key for a in search.axes})
+        except InvalidRecipeError as error:
+            failure = error
+        else:
+            return
+    assert failure is not None
+    raise failure
 
 
 def _axis(file: RecipeFile, key: object, value: object) -> Axis:
@@ -173,10 +197,7 @@ def _axis(file: RecipeFile, key: object, value: object) -> Axis:
 
 def _wrong(file: RecipeFile, key: object, what: str) -> InvalidRecipeError:
     at = ("search",) if key is None else ("search", str(key))
-    return InvalidRecipeError(
-        f"{file.path}, line {file.line(at)}, key '{dotted(at)}': {what}",
-        hint="see 'Search' in the documentation of evaluation",
-    )
+    return file.wrong(at, what, "see 'Search' in the documentation of evaluation")
 
 
 class Tried:
@@ -231,8 +252,10 @@ class Optimiser:
         """Begin a search, at the recipe's own values where they lie in the space.
 
         Raises:
-            UsageError: Optuna is not installed.
+            UsageError: A seed that is none, or Optuna is not installed.
         """
+        if not 0 <= seed < 2**32:
+            raise UsageError(f"{seed} is no seed", hint="give a number from 0 to 4294967295")
         try:
             import optuna
         except ImportError as error:

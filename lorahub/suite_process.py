@@ -30,8 +30,12 @@ channel = socket.socket(fileno=int(sys.argv[2])).makefile("rw")
 sys.path[:0] = sys.argv[3:]
 module, _, name = sys.argv[1].partition(":")
 function = getattr(importlib.import_module(module), name)
+def plain(value):
+    if hasattr(value, "items"):
+        return dict(value.items())
+    return value.item() if hasattr(value, "item") else repr(value)
 for line in channel:
-    print(json.dumps(dict(function(*json.loads(line)))), file=channel, flush=True)
+    print(json.dumps(function(*json.loads(line)), default=plain), file=channel, flush=True)
 """
 
 

@@ -21,14 +21,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lorahub.adapter import Adapter, canonical_base
-from lorahub.errors import EvaluationError, InvalidRecipeError
+from lorahub.errors import EvaluationError
 from lorahub.plot import bars, svg
 from lorahub.recipe import Dtype
-from lorahub.recipe_file import RecipeFile, dotted
+from lorahub.recipe_file import RecipeFile
 from lorahub.suite_process import Process, Server
+from lorahub.wording import first_wrong
 
 FACTORS = "factors"
 """The suite that needs no data."""
@@ -96,6 +97,12 @@ class Perplexity(ModelSpec):
         return self
 
 
+def _not_factors(name: str) -> str:
+    if name == FACTORS:
+        raise ValueError(f"'{FACTORS}' is the suite that needs no file: give another 'name'")
+    return name
+
+
 class Suite(BaseModel):
     """A suite that runs in processes of its own.
 
@@ -111,7 +118,7 @@ class Suite(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(min_length=1, max_length=100)]
+    name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_not_factors)]
     command: Annotated[tuple[str, ...] | None, Field(min_length=1)] = None
     function: Annotated[str | None, Field(pattern=r"^[\w.]+:\w+$")] = None
     harness: Harness | None = None
@@ -226,19 +233,14 @@ def load_suite(path: Path) -> Suite:
     Raises:
         InvalidRecipeError: It cannot be read, or is no suite.
     """
-    file = RecipeFile(path)
+    hint = f"a suite has one of {', '.join(_KINDS)}, and maybe 'name' and 'timeout'"
+    file = RecipeFile(path, kind="suite", hint=hint)
     try:
         given = {"name": path.stem} | file.body | {"folder": path.absolute().parent}
         return Suite.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        line = file.line(first["loc"])
-        place = f"{path}, line {line}" if line else str(path)
-        key = f", key '{dotted(first['loc'])}'" if first["loc"] else ""
-        raise InvalidRecipeError(
-            f"{place}{key}: {first['msg'].lower()}",
-            hint=f"a suite has one of {', '.join(_KINDS)}, and maybe 'name' and 'timeout'",
-        ) from error
+        first = first_wrong(error)
+        raise file.wrong(first["loc"], first["msg"], hint) from error
 
 
 def chart(found: Mapping[str, Mapping[str, float]]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from lorahub.errors import InvalidRecipeError
 from lorahub.recipe import Recipe
-from lorahub.recipe_file import Key, Lock, RecipeFile, dotted, locked, read_lock
+from lorahub.recipe_file import Key, Lock, RecipeFile, locked, read_lock
 
 _PLACE = re.compile(r"\{([\w.]+)\}")
 
@@ -105,10 +105,7 @@ class Sweep:
 
     def wrong(self, key: Key, what: str) -> InvalidRecipeError:
         """The error for a key of the file."""
-        return InvalidRecipeError(
-            f"{self.file.path}, line {self.file.line(key)}, key '{dotted(key)}': {what}",
-            hint="see 'Sweeps' in the documentation of recipes",
-        )
+        return self.file.wrong(key, what, "see 'Sweeps' in the documentation of recipes")
 
 
 def set_key(body: dict[str, Any], key: str, value: object) -> None:

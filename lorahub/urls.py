@@ -18,6 +18,11 @@ def is_url(text: str) -> bool:
     return bool(re.match(r"(?!(?:hf|https?)://)[A-Za-z][A-Za-z0-9+-]*://", text))
 
 
+def seems_url(text: str) -> bool:
+    """Whether a text is meant as some URL, even one that has lost a slash, as paths lose it."""
+    return bool(re.match(r"[A-Za-z][A-Za-z0-9+-]+:/", text))
+
+
 def canonical(url: str) -> str:
     """A storage URL as it is recorded: an absolute path for ``file://``, no slash at the end.
 

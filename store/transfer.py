@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Table, insert, select
 
 from lorahub.adapter import Adapter
 from lorahub.errors import ConflictError, InvalidCatalogError
+from lorahub.wording import first_wrong
 from store.adapters import insert_rows, read_adapters
 from store.database import Database
 from store.identity import alias_of, fold_name
@@ -176,9 +177,9 @@ class _Importer:
         try:
             return TypeAdapter(kind).validate_json(json.dumps(body), strict=True)
         except ValidationError as error:
-            first = error.errors()[0]
+            first = first_wrong(error)
             where = ".".join(map(str, first["loc"])) or "it"
-            raise self._bad(f"'{where}': {first['msg'].lower()}") from error
+            raise self._bad(f"'{where}': {first['msg']}") from error
 
     def _alias(self, alias: Alias) -> None:
         known = alias_of(self._connection, alias.alias)

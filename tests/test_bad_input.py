@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorahub.cli.merging import parse_source
+from lorahub.cli.composing import parse_source
 from lorahub.errors import (
     AuthError,
     ConflictError,

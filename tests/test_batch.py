@@ -377,6 +377,22 @@ def test_a_matrix_of_a_million_asks(workspace: Workspace, folder: Path) -> None:
     assert code == 2
     assert "these are 1000000 merges" in done.stderr
     assert "--yes" in done.stderr
+    done = CliRunner().invoke(app, ["recipes", "check", str(path)])
+    assert done.exit_code == 2
+    assert "these are 1000000 merges" in done.stderr
+
+
+def test_a_folder_is_checked_as_it_is_merged(folder: Path) -> None:
+    recipes = folder / "recipes"
+    recipes.mkdir()
+    (recipes / "a.yaml").write_text(SWEEP)
+    (recipes / "b.yml").write_text("method: svd\nsources: [{adapter: x}]\n")
+    done = CliRunner().invoke(app, ["recipes", "check", str(recipes)])
+    assert (done.exit_code, done.stdout.count("\n")) == (0, 3)
+    (recipes / "b.yml").write_text("method: svd\n")
+    done = CliRunner().invoke(app, ["recipes", "check", str(recipes)])
+    assert done.exit_code == 5
+    assert "b.yml, key 'sources'" in done.stderr
 
 
 def test_folders_and_files_that_hold_nothing(workspace: Workspace, folder: Path) -> None:

@@ -362,8 +362,13 @@ def test_nan_and_inf_are_named(tmp_path: Path, value: float) -> None:
 def test_overflow_of_the_dtype_is_refused(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "a", MODULES, alpha=1e12)
     plan = make_plan([load(folder)], [1], get("cat"), {}, dtype="F16")
-    with pytest.raises(InvalidRecipeError, match="overflow F16"):
+    with pytest.raises(InvalidRecipeError, match="overflow F16") as caught:
         run(plan, tmp_path / "out.safetensors")
+    assert caught.value.hint == "use --dtype F32"
+    plan = make_plan([load(folder)], [1e200], get("cat"), {}, dtype="F32")
+    with pytest.raises(InvalidRecipeError, match="overflow F32") as caught:
+        run(plan, tmp_path / "again.safetensors")
+    assert "smaller weights" in (caught.value.hint or "")
 
 
 def test_a_disk_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -132,6 +132,38 @@ def test_a_function_runs_in_a_process_of_its_own(workspace: Workspace, tmp_path:
     assert [e.suite for e in workspace.evaluations(workspace.get("m"))] == ["mine"]
 
 
+def test_a_function_may_give_numbers_of_numpy_and_torch(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    program = (
+        "import numpy as np, torch\n"
+        "def score(f): return {'a': np.float32(1.5), 'b': np.int64(2), 'c': torch.tensor(0.25)}\n"
+    )
+    figures = score(workspace, suite(tmp_path, program, function="score:score"))
+    assert figures == {"a": 1.5, "b": 2.0, "c": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("absent", None, "there is no such file"),
+        ("list", "- a\n", "but a suite is a map"),
+        ("unknown", "comand: [sh]\n", "'comand': there is no such key"),
+        ("words", "command: sh\n", "'command': has to be a list"),
+        ("none", "timeout: 3\n", ": needs one of command, function, harness and perplexity"),
+        ("taken", "name: factors\ncommand: [sh]\n", "line 1, key 'name': 'factors' is the suite"),
+        ("factors", "command: [sh]\n", "key 'name': 'factors' is the suite"),
+    ],
+)
+def test_files_that_are_no_suites(tmp_path: Path, name: str, text: str | None, says: str) -> None:
+    path = tmp_path / f"{name}.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(LorahubError, match=says) as caught:
+        load_suite(path)
+    assert "suite" in (caught.value.hint or "")
+
+
 def test_nothing_is_added_to_the_environment(workspace: Workspace, tmp_path: Path) -> None:
     program = "import json, os\nprint(json.dumps(dict.fromkeys(os.environ, 1)))"
     found = score(workspace, suite(tmp_path, program)).keys()
@@ -157,7 +189,9 @@ def test_nothing_is_added_to_the_environment(workspace: Workspace, tmp_path: Pat
         ('print(\'{"a": "b"}\')', {}, "'a' is no finite number"),
         ("print('{\"a\": true}')", {}, "'a' is no finite number"),
         ("print('[' * 100000)", {}, "printed no JSON"),
-        ("def score(folder): return 3", {"function": "score:score"}, "failed with exit code 1"),
+        ("def score(folder): return 3", {"function": "score:score"}, "no object of numbers"),
+        ("def score(f): return 'rubbish'", {"function": "score:score"}, "no object of numbers"),
+        ("def score(f): return {'a': f.encode()}", {"function": "score:score"}, "no finite number"),
         ("", {"function": "score:absent"}, "failed with exit code 1"),
         ("import os\ndef score(f): os.abort()", {"function": "score:score"}, "by signal 6"),
         ("import os\ndef score(f): os._exit(0)", {"function": "score:score"}, "without figures"),

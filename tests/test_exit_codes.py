@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
@@ -13,6 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from lorahub import output
+from lorahub.cli import sink
 from lorahub.cli.main import app
 from lorahub.errors import ConflictError, ExitCode
 from lorahub.parallel import usable_cpus
@@ -36,6 +39,67 @@ def there(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     yield home
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize(
+    ("target", "says"), [("/dev/full", "cannot be written to stdout (No space left"), (None, "")]
+)
+def test_a_stdout_that_takes_nothing(
+    home: Path, target: str | None, says: str, buffered: bool
+) -> None:
+    """None is a pipe whose reader is gone."""
+    if target is None:
+        reader, writer = os.pipe()
+        os.close(reader)
+    else:
+        writer = os.open(target, os.O_WRONLY)
+    words = [sys.executable, "-c", "from lorahub.cli.main import run; run()", "version"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "" if buffered else "1"}
+    with os.fdopen(writer, "w") as stdout:
+        done = subprocess.run(
+            words, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == ExitCode.FAILURE
+    assert done.stderr.startswith(f"error: the results {says}" if says else "")
+    assert len(done.stderr.splitlines()) == bool(says)
+
+
+def test_a_picture_on_a_narrow_terminal_keeps_its_legend(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    sink.print_picture("one\n" + "legend " * 10 + "end")
+    assert "end" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["s3:/bucket/a", "https://host/owner/a", "gs:/x"])
+def test_a_misspelt_url_is_no_folder(there: Path, place: str) -> None:
+    for words in (["export", "a", place], ["merge", "a", "--method", "cat", "-o", place]):
+        done = run(*words)
+        assert done.exit_code == ExitCode.USAGE, done.stderr
+        assert "hint: " in done.stderr
+    assert list(Path().iterdir()) == []
+
+
+def test_a_file_where_the_name_of_a_repository_could_stand(there: Path) -> None:
+    Path("sub").mkdir()
+    Path("sub/notes.txt").write_text("")
+    done = run("pull", "sub/notes.txt")
+    assert done.exit_code == ExitCode.NOT_FOUND
+    assert "is a file, but an adapter is a folder" in done.stderr
+
+
+def test_a_file_in_place_of_its_folder_is_answered_by_the_folder(there: Path) -> None:
+    done = run("merge", "../a/adapter_model.safetensors", "b", "--method", "cat", "--name", "x")
+    assert done.exit_code == ExitCode.NOT_FOUND
+    assert "is a file, but an adapter is a folder" in done.stderr
+    assert "hint: name /" in done.stderr
+    done = run("extract", "../a/adapter_model.safetensors", "../b", "--rank", 2, "--name", "x")
+    assert done.exit_code == ExitCode.NOT_FOUND
+    assert "is a file" in done.stderr
 
 
 MISSING = [

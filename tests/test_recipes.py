@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,8 +12,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
-from lorahub.errors import ConflictError, IntegrityError, InvalidRecipeError, VerificationError
+from lorahub.cli.main import app
+from lorahub.errors import (
+    ConflictError,
+    IntegrityError,
+    InvalidRecipeError,
+    UsageError,
+    VerificationError,
+)
 from lorahub.importing import import_recipe
 from lorahub.recipe import make_recipe
 from lorahub.recipe_file import load_recipe, lock_path
@@ -53,7 +62,16 @@ def workspace(home: Path) -> Iterator[Workspace]:
     [
         (("weight: 0.5", "weight: much"), 6, "'sources.0.weight'.*number"),
         (("weight: 0.5", "wieght: 0.5"), 6, "'sources.0.wieght'"),
-        (("method: svd", "methd: svd"), None, "'method'.*required"),
+        (("method: svd", ""), None, "'method'.*required"),
+        (("method: svd", "methd: svd"), 2, "'methd': there is no such key"),
+        (("- adapter", "- adaptor"), 5, r"'sources\.0\.adaptor': there is no such key"),
+        (("{rank: 2}", "[rank]"), 3, "'parameters': has to be a map"),
+        (("output: {name: both}", "output: both"), 8, "'output': has to be a map"),
+        (("output: {name: both}", "output: {export: x}"), 8, r"'output\.export': .* a list"),
+        (("output: {name: both}", "output: {name: yes}"), 8, "not true: write it in quotes"),
+        (("output: {name: both}", "output: {name: 12}"), 8, "not 12: write it in quotes"),
+        (("output: {name: both}", "output: {name: a/b}"), 8, "'a/b' cannot be a name"),
+        (("output: {name: both}", "dtype: F8"), 8, "'F32', 'F16' or 'BF16'"),
         (("output: {name: both}", "outptu: {name: both}"), 8, "'outptu'"),
         (("output: {name: both}", "output: {nam: both}"), 8, "'output.nam'"),
         (("output: {name: both}", "method: cat"), 8, "'method': is there twice"),
@@ -77,12 +95,47 @@ def test_an_error_names_file_line_and_key(
 
 
 @pytest.mark.parametrize(
+    ("change", "line", "says"),
+    [
+        ("budget: a lot", 9, "key 'budget': budget 'a lot' cannot be read"),
+        ("budget: 1", 9, "key 'budget': .*too small"),
+        (
+            "weights:\n  no-such-module: 0.5",
+            10,
+            "key 'weights.no-such-module': .*matches no module",
+        ),
+        ("weights: {'(': 0.5}", 9, r"key 'weights.\(': .*not a regular expression"),
+        ("allocate: energy", 9, "key 'allocate': .*needs a budget"),
+    ],
+)
+def test_an_error_that_takes_the_sources_names_the_line_too(
+    home: Path, folder: Path, change: str, line: int, says: str
+) -> None:
+    path = folder / "both.yaml"
+    path.write_text(f"{RECIPE}{change}\n")
+    done = CliRunner().invoke(app, ["merge", str(path)])
+    assert done.exit_code == 5, done.output
+    assert re.search(f"error: {path}, line {line}, {says}", done.stderr), done.stderr
+
+
+def test_weights_of_a_source_are_located_in_it(home: Path, folder: Path) -> None:
+    path = folder / "both.yaml"
+    text = RECIPE.replace("weight: 0.5", "weights: {q: 0.5,\n      no-such-module: 2}")
+    path.write_text(text)
+    done = CliRunner().invoke(app, ["merge", str(path)])
+    assert f"{path}, line 7, key 'sources.0.weights.no-such-module'" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
     ("change", "meant"),
     [
         (("weight:", "wieght:"), "'weight'"),
         (("output:", "ouput:"), "'output'"),
         (("{name: both}", "{name: both, exprt: []}"), "'export'"),
         (("svd", "svdd"), "'svd'"),
+        (("svd", "sdv"), "'svd'"),
+        (("svd", "SVD"), "'svd'"),
+        (("method:", "metod:"), "'method'"),
         (("{rank", "{rnk"), "'rank'"),
     ],
 )
@@ -117,13 +170,45 @@ def test_what_is_no_recipe(tmp_path: Path, text: str) -> None:
         load_recipe(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"", ": is empty, but a recipe is a map"),
+        (b"- a\n", ": is a list, but a recipe is a map"),
+        (b"sources:\n\t- adapter: a\n", r", line 2, column 1: is not YAML .*'\\t'"),
+        (b"method: [svd\n", r", line 2, column 1: is not YAML .*expected ',' or '\]'"),
+        (b"# caf\xe9 au lait\n", r": is not YAML in UTF-8 .*byte 5"),
+        ("method: svd\n".encode("utf-16-le"), ": is not YAML in UTF-8 or, with its mark, UTF-16"),
+    ],
+)
+def test_what_is_no_yaml_is_told_by_its_place(tmp_path: Path, text: bytes, says: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(text)
+    with pytest.raises(InvalidRecipeError, match=re.escape(str(path)) + says):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_recipe_of_another_editor(folder: Path, encoding: str) -> None:
+    path = folder / "both.yaml"
+    path.write_bytes(RECIPE.replace("\n", "\r\n").encode(encoding))
+    assert load_recipe(path).output.name == "both"
+
+
+def test_a_broken_lock_is_called_one(folder: Path) -> None:
+    (folder / "both.lock.yaml").write_text("- a\n")
+    with pytest.raises(InvalidRecipeError, match="but a lock is a map") as caught:
+        load_recipe(folder / "both.yaml")
+    assert "recipes lock" in (caught.value.hint or "")
+
+
 def test_aliases_that_multiply_cost_nothing(tmp_path: Path) -> None:
     rows = ["a0: &a0 [x]"] + [
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)
     ]
     path = tmp_path / "r.yaml"
     path.write_text("\n".join(rows))
-    with pytest.raises(InvalidRecipeError, match="'method'"):
+    with pytest.raises(InvalidRecipeError, match="'a0': there is no such key"):
         load_recipe(path)
 
 
@@ -285,6 +370,13 @@ def test_a_new_recipe_is_one(tmp_path: Path, method: str) -> None:
     make_recipe(yaml.safe_load(path.read_text()) | yaml.safe_load("\n".join(r[2:] for r in rest)))
     with pytest.raises(ConflictError):
         write_new(path, method, [])
+
+
+@pytest.mark.parametrize("name", ["languages", "r.txt", "owner/one"])
+def test_a_new_recipe_without_its_ending_is_a_forgotten_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="no name for a recipe file"):
+        write_new(tmp_path / name, "svd", [])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_schema_knows_every_key_and_sweeps() -> None:

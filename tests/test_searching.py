@@ -15,7 +15,7 @@ from lorahub.adapter import Adapter
 from lorahub.cli.main import app
 from lorahub.errors import EvaluationError, InvalidRecipeError, LorahubError, UsageError
 from lorahub.formats.safetensors import TensorFile
-from lorahub.searching import Axis, Search, Trial, Tried, best_of, load_search
+from lorahub.searching import Axis, Optimiser, Search, Trial, Tried, best_of, load_search
 from lorahub.suites import RunningSuite
 from lorahub.workspace import Workspace
 from tests.conftest import write_adapter
@@ -146,6 +146,8 @@ def test_figures_that_are_not_there(
         search(workspace, recipe, scored[0], 2, objective="gain")
     with pytest.raises(UsageError, match="budget of 0"):
         search(workspace, recipe, scored[0], 0)
+    with pytest.raises(UsageError, match="-1 is no seed"):
+        Optimiser(load_search(recipe), seed=-1, minimize=False)
     assert [row.name for row in workspace.adapters()] == ["one", "two"]
 
 
@@ -177,12 +179,40 @@ def test_the_space(recipe: Path) -> None:
         "{scale: {choices: [[1]]}}",
         "{output.name: [0, 1]}",
         "{3: [0, 1]}",
+        "{sources.9.weight: [0, 1]}",
+        "{sources.weight: [0, 1]}",
     ],
 )
 def test_what_is_no_space(recipe: Path, space: str) -> None:
     recipe.write_text(RECIPE + f"search: {space}\n")
     with pytest.raises(InvalidRecipeError, match=r"best\.yaml, line 4, key 'search"):
         load_search(recipe)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("search: {parameters.rnk: [1, 2]}", "has no parameter 'rnk'"),
+        ("search: {sed: [1, 2]}", "'sed': there is no such key"),
+        ("search: {seed: [-2, -1]}", "'seed': .*greater than or equal to 0"),
+        ("matrix: {seed: [1, 2]}", "line 4, key 'matrix': is for a batch, not for a search"),
+    ],
+)
+def test_what_no_trial_could_do_is_refused_before_the_first(
+    recipe: Path, text: str, says: str
+) -> None:
+    recipe.write_text(RECIPE + f"{text}\n")
+    with pytest.raises(InvalidRecipeError, match=says):
+        load_search(recipe)
+    recipe.write_text(RECIPE.replace("method: svd", "method: svdd"))
+    with pytest.raises(InvalidRecipeError, match="no merge method 'svdd'"):
+        load_search(recipe)
+
+
+def test_a_method_that_is_searched_decides_which_parameters_fit(recipe: Path) -> None:
+    axes = "{method: {choices: [svd, ties]}, parameters.density: [0.1, 0.9]}"
+    recipe.write_text(RECIPE + f"search: {axes}\n")
+    assert load_search(recipe).recipe({"method": "ties", "parameters.density": 0.5})
 
 
 def test_what_was_tried_survives(tmp_path: Path) -> None:

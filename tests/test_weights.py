@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 import lorahub
 from lorahub.adapter import Adapter
+from lorahub.cli.composing import parse_source, parse_weights
 from lorahub.cli.main import app
-from lorahub.cli.merging import parse_source, parse_weights
 from lorahub.engine.plan import make_plan
 from lorahub.engine.verify import verify
 from lorahub.errors import IntegrityError, InvalidRecipeError

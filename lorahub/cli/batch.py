@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorahub.cli import sink
-from lorahub.errors import ExitCode, UsageError
-from lorahub.events import Finished
+from lorahub.errors import ExitCode
 
 if TYPE_CHECKING:
     from lorahub.batch import Forecast, Outcome
@@ -51,7 +50,7 @@ def batch(
     """Merge many recipes and sweeps; what is there already stays, failures do not stop the rest."""
     lines = events is not None
     with sink.errors("batch", as_json=as_json, events=lines):
-        from lorahub.batch import ASK_FROM, gather
+        from lorahub.batch import ask, gather
         from lorahub.executors import choose
         from lorahub.reporting import check_report, write_report
         from lorahub.workspace import Workspace
@@ -60,10 +59,7 @@ def batch(
             check_report(report)
 
         sweeps = gather(files)
-        total = sum(sweep.size for sweep in sweeps)
-        if total >= ASK_FROM and not yes:
-            raise UsageError(f"these are {total} merges", hint="pass --yes if that is meant")
-
+        ask(sweeps, yes=yes)
         labels: dict[str, Mapping[str, str]] = {}
 
         def recipes() -> Iterator[Recipe]:
@@ -117,13 +113,10 @@ def _print(outcomes: Sequence[Outcome], *, as_json: bool, events: bool) -> None:
     from lorahub.reporting import row
 
     failed = [o for o in outcomes if o.error is not None]
-    status = "ok" if not failed else "partial" if len(failed) < len(outcomes) else "error"
     rows = [row(o) for o in outcomes]
-    if events:
-        sink.print_event(Finished({"status": status, "merges": rows}))
-    elif as_json:
-        sink.print_act("batch", rows, status=status)
-    else:
+    status = sink.status(len(failed), len(outcomes))
+    event = {"status": status, "merges": rows}
+    if not sink.answered("batch", rows, as_json=as_json, events=events, status=status, event=event):
         sink.print_table(
             ("result", "state", "rank", "truncation", "least kept", "seconds"),
             (
@@ -138,6 +131,6 @@ def _print(outcomes: Sequence[Outcome], *, as_json: bool, events: bool) -> None:
                 for o in outcomes
             ),
         )
-        sink.note(", ".join(f"{n} {state}" for state, n in counts(outcomes).items()))
+        sink.note(", ".join(f"{n} {state}" for state, n in counts(outcomes).items()) or "no merges")
     if failed:
         raise typer.Exit(ExitCode.PARTIAL)

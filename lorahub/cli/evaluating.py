@@ -10,7 +10,6 @@ import typer
 from lorahub.cli import sink
 from lorahub.cli.catalog import Refs
 from lorahub.errors import ExitCode, LorahubError, UsageError
-from lorahub.events import Finished
 
 if TYPE_CHECKING:
     from lorahub.searching import Trial
@@ -39,18 +38,17 @@ def evaluate(
         failed = {name: error for name, error in found if isinstance(error, LorahubError)}
         if failed and len(found) == 1:
             raise next(iter(failed.values()))
-        status = "ok" if not failed else "partial" if len(failed) < len(found) else "error"
+        status = sink.status(len(failed), len(found))
         rows = [
             {"name": name, "figures": None, "error": sink.plain_error(f)}
             if isinstance(f, LorahubError)
             else {"name": name, "figures": f, "error": None}
             for name, f in found
         ]
-        if lines:
-            sink.print_event(Finished({"status": status, "adapters": rows}))
-        elif as_json:
-            sink.print_act("eval", rows, status=status)
-        else:
+        event = {"status": status, "adapters": rows}
+        if not sink.answered(
+            "eval", rows, as_json=as_json, events=lines, status=status, event=event
+        ):
             sink.print_table(
                 ("adapter", "figure", "value"),
                 (
@@ -114,11 +112,7 @@ def search_weights(
             title = f"best {objective or 'value'} so far"
             write_text(plot.absolute(), svg(title, [progress(title, curve)]))
         body = {"name": result.name, "best": curve[-1], "trials": sink.plain(trials)}
-        if lines:
-            sink.print_event(Finished(body))
-        elif as_json:
-            sink.print_act("search-weights", body)
-        else:
+        if not sink.answered("search-weights", body, as_json=as_json, events=lines):
             best = next(t for t in trials if t.value == curve[-1])
             sink.print_table(
                 ("field", "value"),

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lorahub.cli import sink
-from lorahub.events import Finished
 
 if TYPE_CHECKING:
     from lorahub.extraction_plan import ExtractionPlan
@@ -68,11 +67,7 @@ def extract(
             "state": extracted.state,
             "record": sink.plain(record),
         }
-        if lines:
-            sink.print_event(Finished(body))
-        elif as_json:
-            sink.print_act("extract", body)
-        else:
+        if not sink.answered("extract", body, as_json=as_json, events=lines):
             sink.print_table(
                 ("module", "shape", "rank", "change", "error"),
                 (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 
 import typer
 
@@ -26,6 +27,7 @@ from lorahub.cli import (
     recipes,
     reproducing,
     resizing,
+    sink,
     terminal,
     upkeep,
 )
@@ -91,7 +93,14 @@ def run() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None:  # of a file, not of stdout
+            raise
+        sink.unwritten(error)
     finally:
         # The interpreter's last collection would visit every object the imports made, to find
         # nothing; on a listing that is a fifth of its time.

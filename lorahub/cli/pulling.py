@@ -9,7 +9,6 @@ import typer
 
 from lorahub.cli import discovering, sink
 from lorahub.errors import ExitCode, UsageError
-from lorahub.events import Finished
 
 if TYPE_CHECKING:
     from lorahub.pulling import Pulled
@@ -77,25 +76,24 @@ def report(pulled: tuple[Pulled, ...], *, as_json: bool, events: bool = False) -
     failed = [p for p in pulled if p.error is not None]
     if len(pulled) == 1 and failed and failed[0].error is not None:
         raise failed[0].error
-    status = "ok" if not failed else "partial" if len(failed) < len(pulled) else "error"
-    if as_json or events:
-        rows = [
-            {
-                "reference": p.reference,
-                "state": p.state,
-                "name": p.adapter.name if p.adapter else None,
-                "revision": p.adapter.origin.revision if p.adapter else None,
-                "content_hash": p.adapter.info.content_hash if p.adapter else None,
-                "error": p.error and sink.plain_error(p.error),
-            }
-            for p in pulled
-        ]
-        if events:
-            sink.print_event(Finished({"status": status, "pulled": rows}))
-        else:
-            sink.print_act("pull", rows, status=status)
+    rows = [
+        {
+            "reference": p.reference,
+            "state": p.state,
+            "name": p.adapter.name if p.adapter else None,
+            "revision": p.adapter.origin.revision if p.adapter else None,
+            "content_hash": p.adapter.info.content_hash if p.adapter else None,
+            "error": p.error and sink.plain_error(p.error),
+        }
+        for p in pulled
+    ]
+    status = sink.status(len(failed), len(pulled))
+    event = {"status": status, "pulled": rows}
+    answered = sink.answered(
+        "pull", rows, as_json=as_json, events=events, status=status, event=event
+    )
     for p in pulled:
-        if p.adapter is not None and not (as_json or events):
+        if p.adapter is not None and not answered:
             info = p.adapter.info
             sink.print_text(f"{p.adapter.name}\t{p.state}\t{len(info.modules)} modules")
         if p.error is not None:

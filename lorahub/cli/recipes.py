@@ -24,7 +24,7 @@ def new_recipe(
     as_json: sink.Json = False,
 ) -> None:
     """Write a recipe file to begin with."""
-    from lorahub.cli.merging import parse_source
+    from lorahub.cli.composing import parse_source
     from lorahub.recipe_template import write_new
 
     with sink.errors("recipes new", as_json=as_json):
@@ -37,14 +37,19 @@ def new_recipe(
 
 @recipes_app.command("check")
 def check_recipes(
-    files: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipe files.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="RECIPE|FOLDER...", help="Recipe files, or folders.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Check however many merges it is.")] = False,
     as_json: sink.Json = False,
 ) -> None:
     """Check recipe files, their methods and parameters; sources are not looked up."""
-    from lorahub.sweep import load_sweep
+    from lorahub.batch import ask, gather
 
     with sink.errors("recipes check", as_json=as_json):
-        counts = [(file, sum(1 for _ in load_sweep(file).recipes())) for file in files]
+        sweeps = gather(files)
+        ask(sweeps, yes=yes)
+        counts = [(sweep.file.path, sum(1 for _ in sweep.recipes())) for sweep in sweeps]
         if as_json:
             sink.print_json([{"file": file, "merges": count} for file, count in counts])
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,16 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from lorahub.errors import ExitCode, LorahubError
-from lorahub.events import Advanced, Event, Failed, Listener, PhaseStarted, Warned, to_json
+from lorahub.events import (
+    Advanced,
+    Event,
+    Failed,
+    Finished,
+    Listener,
+    PhaseStarted,
+    Warned,
+    to_json,
+)
 
 ENVELOPE_VERSION = 1
 
@@ -82,9 +92,52 @@ def print_act(command: str, result: object, *, status: str = "ok") -> None:
     )
 
 
+def status(failed: int, total: int) -> str:
+    """What became of several objects, as programs are told: ok, partial or error."""
+    return "ok" if not failed else "partial" if failed < total else "error"
+
+
+def answered(
+    command: str,
+    result: object,
+    *,
+    as_json: bool,
+    events: bool,
+    status: str = "ok",
+    event: Mapping[str, Any] | None = None,
+) -> bool:
+    """Print the result of an act for programs: as the last event, or in the envelope.
+
+    Args:
+        command: The verb.
+        result: What goes into the envelope.
+        as_json: Whether it was asked for.
+        events: Whether events were.
+        status: ok, partial or error.
+        event: What the event carries; the result without it.
+
+    Returns:
+        False where neither was asked for, so that a reader's table is to come.
+    """
+    if events:
+        print_event(Finished(plain(result) if event is None else event))
+    elif as_json:
+        print_act(command, result, status=status)
+    return events or as_json
+
+
 def print_text(text: str) -> None:
     """A line of result on stdout."""
     sys.stdout.write(text + "\n")
+
+
+def unwritten(error: OSError) -> NoReturn:
+    """Leave because stdout takes no more: quietly where it was a pipe whose reader is gone."""
+    # Python writes what is left once more on its way out.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not isinstance(error, BrokenPipeError):
+        note(f"error: the results cannot be written to stdout ({error.strerror})")
+    raise SystemExit(ExitCode.FAILURE)
 
 
 def note(text: str) -> None:
@@ -129,7 +182,10 @@ def print_picture(text: str) -> None:
     if sys.stdout.isatty():
         from rich.console import Console
 
-        Console().print(text, markup=False, highlight=False, no_wrap=True, crop=False)
+        console = Console()
+        console.print(
+            text, markup=False, highlight=False, no_wrap=True, overflow="ignore", crop=False
+        )
 
 
 def size(count: int) -> str:

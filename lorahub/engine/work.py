@@ -114,7 +114,9 @@ def ready(task: Task, modules: Sequence[PlannedModule], stack: Stack) -> list[Re
                 name_the_bad_factor(plan, modules, stack)
                 raise InvalidRecipeError(
                     f"module '{module.name}': the merged factors overflow {plan.dtype}",
-                    hint="use --dtype F32",
+                    hint="use --dtype F32"
+                    if plan.dtype != "F32"
+                    else "give smaller weights, or a smaller scale",
                 )
             report = dict(reports[i]) if reports else {}
             if ranks is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lorahub.errors import EvaluationError
 from lorahub.evaluators.model import Spec, adapted, refusing
+from lorahub.wording import did_you_mean
 
 
 def figures(spec: Spec, folder: str) -> dict[str, float]:
@@ -57,9 +57,8 @@ def _manager(spec: Spec) -> Any:  # noqa: ANN401 - the harness has no types
     manager = TaskManager(include_path=include)
     for task in wanted:
         if task not in manager.all_tasks:
-            close = difflib.get_close_matches(task, manager.all_tasks, n=1)
             raise EvaluationError(
-                f"there is no task '{task}'" + (f"; did you mean '{close[0]}'?" if close else ""),
+                f"there is no task '{task}'{did_you_mean(task, manager.all_tasks)}",
                 hint="correct 'tasks' in the suite, or name the folder of yours with 'include'",
             )
     return manager

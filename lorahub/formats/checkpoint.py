@@ -35,9 +35,8 @@ def find_shards(folder: Path) -> tuple[Path, ...]:
         InvalidAdapterError: No model, one without safetensors, or a broken index.
     """
     if not folder.is_dir():
-        raise NotFoundError(
-            f"there is no folder {folder}", hint="name one that save_pretrained(folder) wrote"
-        )
+        what = f"{folder}: is a file" if folder.is_file() else f"there is no folder {folder}"
+        raise NotFoundError(what, hint="name a folder that save_pretrained(folder) wrote")
     if (folder / WEIGHTS_NAME).is_file():
         return (folder / WEIGHTS_NAME,)
     index = folder / INDEX_NAME

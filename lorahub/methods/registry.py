@@ -10,7 +10,6 @@ method must not import torch, so that its schema can be shown without it.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from lorahub.errors import InvalidRecipeError
 from lorahub.kernels.stack import Factors, Mix, Stack
+from lorahub.wording import did_you_mean, first_wrong
 
 if TYPE_CHECKING:
     from lorahub.kernels.allocation import Rule
@@ -106,16 +106,16 @@ class Method:
                 takes = f"it takes {', '.join(known)}" if known else "it takes none"
                 raise InvalidRecipeError(
                     f"method '{self.name}' has no parameter '{name}'",
-                    hint=f"{takes}{_did_you_mean(name, known)}",
+                    hint=f"{takes}{did_you_mean(name, known)}",
                     key=("parameters", name),
                 )
         try:
             return self.schema.model_validate(dict(given)).model_dump()
         except ValidationError as error:
-            first = error.errors()[0]
+            first = first_wrong(error)
             field = ".".join(str(part) for part in first["loc"])
             raise InvalidRecipeError(
-                f"method '{self.name}', parameter '{field}': {first['msg'].lower()}, "
+                f"method '{self.name}', parameter '{field}': {first['msg']}, "
                 f"got {first['input']!r}",
                 hint=f"see `lorahub methods show {self.name}`",
                 key=("parameters", *first["loc"]),
@@ -275,12 +275,7 @@ def get(name: str) -> Method:
     if name not in known:
         raise InvalidRecipeError(
             f"there is no merge method '{name}'",
-            hint=f"known: {', '.join(known)}{_did_you_mean(name, list(known))}",
+            hint=f"known: {', '.join(known)}{did_you_mean(name, known)}",
             key=("method",),
         )
     return known[name]
-
-
-def _did_you_mean(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorahub.errors import UsageError
 from lorahub.integrity import check_unchanged
 from lorahub.publishing import check_license, export, prepared, publishable
-from lorahub.urls import canonical, is_url
+from lorahub.urls import canonical, is_url, seems_url
 from lorahub.workspace.finding import Finding
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Publishing(Finding):
             The absolute path of the folder, or the URL.
 
         Raises:
-            UsageError: An unknown format, or a store that cannot be written to.
+            UsageError: An unknown format, a URL of no store, or one that cannot be written to.
             UnsupportedAdapterError: The adapter is not in PEFT's format.
             ConflictError: There is something else already.
             IntegrityError: Its files changed since they were catalogued.
@@ -60,6 +61,8 @@ class Publishing(Finding):
         where: Path | str = Path(place).expanduser().absolute()
         if isinstance(place, str) and is_url(place):
             where = canonical(place)
+        elif seems_url(str(place)):
+            raise UsageError(f"'{place}' is no storage URL", hint="write e.g. s3://BUCKET/FOLDER")
         export(adapter, where, locks, format_name=format_name, replace=replace)
         self.catalog.record_export(adapter.id, where, format_name)
         return where

@@ -67,7 +67,7 @@ class Searching(Batches, Evaluating):
 
         Raises:
             InvalidRecipeError: The recipe, its space or the suite is wrong.
-            UsageError: A budget under 1, no such figure, or Optuna is missing.
+            UsageError: A budget under 1, a negative seed, no such figure, or Optuna is missing.
             LorahubError: All trials failed: the error of the last one.
         """
         from lorahub.searching import Optimiser, load_search
