@@ -171,6 +171,20 @@ def test_filter_as_you_type(filled: Path) -> None:
     run(filled, scenario)
 
 
+def test_what_words_find_stands_in_the_order_of_the_search(filled: Path) -> None:
+    async def scenario(t: Terminal) -> None:
+        await t.press("s", "slash")
+        await t.type("pack")
+        assert "1 best first" in t.screen
+        await t.press("enter", "s")
+        assert "words find the best first" in t.said
+        assert t.app.state.sort == "created"
+        await t.press("escape")
+        assert "4 by created" in t.screen
+
+    run(filled, scenario)
+
+
 def test_facet_is_a_condition_of_the_line(filled: Path) -> None:
     async def scenario(t: Terminal) -> None:
         await t.press("f", "down", "enter")

@@ -97,8 +97,9 @@ class BrowseScreen(BrowseDeeds):
         self._restoring = False
         cursor = names.index(wanted) if wanted in names else 0
         self.table.reset(event.count, self._rows(event.rows), cursor=cursor)
-        order = " (reversed)" if state.descending else ""
-        self.table.border_title = f"{event.count:,} by {state.sort}{order}"
+        order = f"by {state.sort}{' (reversed)' if state.descending else ''}"
+        shown = "best first" if event.query.words else order
+        self.table.border_title = escape(f"{event.count:,} {shown}")
         problem = event.query.problem
         self.table.border_subtitle = escape(problem) if problem else None
         self.query_one("#filter", Input).set_class(problem is not None, "-invalid")
@@ -214,6 +215,8 @@ class BrowseScreen(BrowseDeeds):
         """Most actions need an adapter under the cursor."""
         if name in OF_A_ROW and self.row is None:
             return "no adapter is here: pull one (L), or clear the filter (escape)"
+        if name in {"sort", "reverse"} and self.filter.words:
+            return "words find the best first: clear them (escape) to sort"
         if name in {"use", "empty"} and not self._basket():
             return "the basket is empty: space puts an adapter in"
         if name == "verify" and self.row is not None and self.row.source != "merge":
