@@ -21,12 +21,13 @@ from lorahub.errors import (
     LorahubError,
     NotFoundError,
     OfflineError,
+    StorageError,
     UsageError,
 )
 from lorahub.events import Advanced, Event, Listener, PhaseStarted, Warned, ignore
 from lorahub.integrity import check_unchanged, file_sha256
 from lorahub.lookup import existing_folder, is_folder, is_unchanged
-from lorahub.output import check_name, folder_name, new_folder, remove_folder
+from lorahub.output import check_name, folder_name, new_folder, remove_folder, write_text
 from lorahub.parallel import each
 from lorahub.record import Record
 from lorahub.urls import canonical
@@ -232,6 +233,7 @@ class Puller:
             locks = self._config.home / "locks"
             remove_folder(target, locks)  # a copy of the same, damaged since
             storage.get_folder(url, target, locks, listener=listener)
+        write_text(_url_file(target), f"{url}\n")
         return Origin(Source.STORE, target, endpoint=url)
 
     def _unpacked(self, reference: Reference) -> Path:
@@ -337,6 +339,27 @@ class _Progress:
             with self._lock:
                 self._done += 1
                 self._listener(Advanced("pull", self._done, item))
+
+
+def url_of_copy(folder: Path) -> str | None:
+    """The storage URL that a folder of the data folder was downloaded from, where it is known.
+
+    Raises:
+        UsageError: What is written there is no URL.
+        StorageError: It cannot be read.
+    """
+    path = _url_file(folder)
+    try:
+        return canonical(path.read_text(encoding="utf-8").strip())
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StorageError(f"{path}: cannot be read ({error})", hint="remove it") from error
+
+
+def _url_file(copy: Path) -> Path:
+    # Beside it: in it are only the files of its manifest.
+    return copy.with_name(f".{copy.name}.url")
 
 
 def _same_line(one: Origin, other: Origin) -> bool:

@@ -225,19 +225,22 @@ def check_auto(recipe: Recipe) -> None:
             hint="give a number, or leave the rank to the figures",
             key=("parameters", "rank"),
         )
-    for source in recipe.sources:
+    for i, source in enumerate(recipe.sources):
         if source.weight <= 0:
             raise InvalidRecipeError(
                 f"method '{AUTO}' adds adapters, but '{source.adapter}' has weight "
                 f"{source.weight:g}",
                 hint="leave it out, or name a method: 'svd' subtracts",
+                key=("sources", i, "weight"),
             )
-    for some in (recipe.weights, *(source.weights for source in recipe.sources)):
+    own = [(("sources", i, "weights"), s.weights) for i, s in enumerate(recipe.sources)]
+    for at, some in [(("weights",), recipe.weights), *own]:
         for pattern, weight in some.items():
             if weight < 0:
                 raise InvalidRecipeError(
                     f"method '{AUTO}' adds adapters, but '{pattern}' has weight {weight:g}",
                     hint="give 0 to leave modules out, or name a method: 'svd' subtracts",
+                    key=(*at, pattern),
                 )
     if len(recipe.sources) < 2:
         raise UsageError(

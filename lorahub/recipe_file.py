@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -106,16 +107,22 @@ class RecipeFile:
                 cannot have that name.
         """
         recipe = self.recipe(body)
-        try:
+        with self.located():
             check_method(recipe)
-        except InvalidRecipeError as error:
-            raise self.wrong(error.key, error.message, error.hint) from error
         try:
             if recipe.output.name is not None:
                 check_name(recipe.output.name)
         except UsageError as error:
             raise self.wrong(("output", "name"), error.message, error.hint) from error
         return recipe
+
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Errors of the block that name a key of the recipe also name the file and the line."""
+        try:
+            yield
+        except InvalidRecipeError as error:
+            raise self.wrong(error.key, error.message, error.hint) from error
 
     def wrong(self, key: Key, what: str, hint: str | None) -> InvalidRecipeError:
         """The error for a key of the file, at the line on which it stands; () is the whole."""

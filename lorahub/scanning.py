@@ -14,7 +14,7 @@ from lorahub.events import Advanced, Listener, PhaseStarted
 from lorahub.hub.cache import CachedAdapter, read_cache
 from lorahub.integrity import file_sha256
 from lorahub.keeping import COPIES
-from lorahub.pulling import Puller
+from lorahub.pulling import Puller, url_of_copy
 from lorahub.record import Parent, Record
 from store import Catalog
 
@@ -67,12 +67,18 @@ def scan(
     cache = read_cache()
     skipped = [("cache", problem) for problem in cache.problems]
     places: list[tuple[Origin, CachedAdapter | None]] = [
-        (_cached_origin(adapter, endpoint), adapter) for adapter in cache.adapters
+        (_cached_origin(adapter, endpoint), adapter)
+        for adapter in cache.adapters
+        # Of what was only looked at (`lorahub repro`), its texts alone were fetched.
+        if formats.has_weights(adapter.folder)
     ]
     for folder, reason in _own_folders(config):
-        if reason is None:
-            places.append((Origin(Source.FOLDER, folder), None))
-        else:
+        try:
+            if reason is None:
+                places.append((_own_origin(folder), None))
+        except LorahubError as error:
+            reason = error.message
+        if reason is not None:
             skipped.append((str(folder), reason))
     puller = Puller(config, catalog)
     added, known = [], 0
@@ -139,6 +145,11 @@ def _cached_origin(adapter: CachedAdapter, endpoint: str | None) -> Origin:
         adapter.requested_revision,
         endpoint,
     )
+
+
+def _own_origin(folder: Path) -> Origin:
+    url = url_of_copy(folder)
+    return Origin(Source.STORE if url else Source.FOLDER, folder, endpoint=url)
 
 
 def _own_folders(config: Config) -> Iterator[tuple[Path, str | None]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import Connection, delete, insert, select
 
 from store.database import Database, now
 from store.models import evaluation_table
@@ -28,6 +28,11 @@ class Evaluations(Database):
                 )
             )
 
+    def figures(self) -> tuple[str, ...]:
+        """Every figure that some adapter has, as ``SUITE.FIGURE``."""
+        with self._read() as connection:
+            return figure_names(connection)
+
     def evaluations(self, adapter_ids: Sequence[int]) -> dict[int, tuple[Evaluation, ...]]:
         """By adapter, its evaluations by name of the suite; those without any are left out."""
         columns = [evaluation_table.c[f.name] for f in fields(Evaluation)]
@@ -42,3 +47,25 @@ class Evaluations(Database):
                 one = Evaluation(**{f.name: row[f.name] for f in fields(Evaluation)})
                 found[row["adapter_id"]] = (*found.get(row["adapter_id"], ()), one)
         return found
+
+
+def figure_names(connection: Connection) -> tuple[str, ...]:
+    """Every figure that some adapter has, as ``SUITE.FIGURE``, within a transaction."""
+    rows = connection.execute(select(evaluation_table.c.suite, evaluation_table.c.figures))
+    return tuple(sorted({f"{suite}.{name}" for suite, figures in rows for name in figures}))
+
+
+def figure_named(connection: Connection, name: str) -> tuple[str, str] | None:
+    """The suite and the figure that ``SUITE.FIGURE`` means; both may have dots of their own."""
+    table = evaluation_table.c
+    parts = name.split(".")
+    for at in range(1, len(parts)):
+        suite, figure = ".".join(parts[:at]), ".".join(parts[at:])
+        if '"' in figure:  # SQLite's paths into JSON cannot say it
+            continue
+        known = select(table.suite).where(
+            table.suite == suite, table.figures[figure].as_float().is_not(None)
+        )
+        if connection.execute(known.limit(1)).first():
+            return suite, figure
+    return None

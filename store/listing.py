@@ -13,6 +13,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     RowMapping,
+    Select,
     Text,
     exists,
     func,
@@ -24,8 +25,9 @@ from sqlalchemy import (
 from lorahub.errors import UsageError
 from store import search
 from store.database import Database
+from store.evaluations import figure_named, figure_names
 from store.identity import meaning
-from store.models import adapter_table, label_table, lineage_table
+from store.models import adapter_table, evaluation_table, label_table, lineage_table
 from store.values import AdapterFilter, AdapterSummary, Span
 
 # Each is the whole of an index, whose entries end with the id: no listing has to sort.
@@ -74,15 +76,15 @@ class Listing(Database):
     ) -> list[AdapterSummary]:
         """One page of adapters; ``descending`` reverses the whole order, ties included.
 
+        ``sort`` is one of `SORTS` or a suite's figure, ``SUITE.FIGURE``; adapters that have none
+        come last, whichever the order.
+
         Raises:
             UsageError: An unknown sort key.
         """
-        if sort not in SORTS:
-            raise UsageError(f"cannot sort by '{sort}'", hint=f"sort by one of {', '.join(SORTS)}")
-        columns = [adapter_table.c[name] for name in SORTS[sort]]
-        order = [column.desc() for column in columns] if descending else columns
         with self._read() as connection:
-            query = select(*_SUMMARY).where(*conditions(connection, where)).order_by(*order)
+            query = select(*_SUMMARY).where(*conditions(connection, where))
+            query = _ordered(connection, query, sort, descending=descending)
             rows = connection.execute(query.limit(limit).offset(offset)).mappings()
             return [_summary(row) for row in rows]
 
@@ -148,6 +150,29 @@ class Listing(Database):
             names = connection.execute(select(adapter_table.c.name).limit(20_000)).scalars().all()
         near = process.extract(name, names, scorer=fuzz.ratio, score_cutoff=60, limit=3)
         return [name for name, *_ in near]
+
+
+def _ordered(
+    connection: Connection, query: Select[Any], sort: str, *, descending: bool
+) -> Select[Any]:
+    """The query in the order of a sort key.
+
+    Raises:
+        UsageError: There is no such key.
+    """
+    if sort in SORTS:
+        columns = [adapter_table.c[name] for name in SORTS[sort]]
+        return query.order_by(*(c.desc() if descending else c for c in columns))
+    meant = figure_named(connection, sort)
+    if meant is None:
+        known = (*SORTS, *figure_names(connection))
+        raise UsageError(f"cannot sort by '{sort}'", hint=f"sort by one of {', '.join(known)}")
+    suite, name = meant
+    found = evaluation_table.c
+    value, tie = found.figures[name].as_float(), adapter_table.c.id
+    order = (value.desc(), tie.desc()) if descending else (value.asc(), tie.asc())
+    of_suite = (found.adapter_id == adapter_table.c.id) & (found.suite == suite)
+    return query.outerjoin(evaluation_table, of_suite).order_by(order[0].nulls_last(), order[1])
 
 
 def _named(counts: Counter[Any]) -> Iterator[tuple[str, int]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.testing
 
 from tests.postgres import Databases, server
 
@@ -20,6 +22,9 @@ EXAMPLES = ROOT / "examples" / "adapters"
 # One thread per test process, for tests run side by side, and the same bytes whatever runs.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Each call of a command would build all sixty of them again, in 50 ms.
+typer.testing._get_command = cache(typer.testing._get_command)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The command line as its users meet it: real processes, exit codes, stdout, JSON, faults."""
+"""The command line as its users meet it: exit codes, stdout, JSON, processes, faults."""
 
 from __future__ import annotations
 
@@ -14,40 +14,17 @@ from typing import Any
 import pytest
 
 from lorahub.errors import ExitCode
+from tests.commands import call, call_here, entries, ok, ok_here
 from tests.conftest import EXAMPLES, ROOT, write_adapter
 
-LORAHUB = [sys.executable, "-c", "from lorahub.cli.main import run; run()"]
 MODULES = {"model.layers.0.q": (12, 8, 3), "model.layers.1.q": (12, 8, 3)}
-
-
-def call(*words: object, env: dict[str, str] | None = None, **options: Any) -> Any:
-    return subprocess.run(
-        [*LORAHUB, *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **(env or {})},
-        timeout=120,
-        check=False,
-        **options,
-    )
-
-
-def ok(*words: object) -> str:
-    done = call(*words)
-    assert done.returncode == 0, done.stderr
-    return str(done.stdout)
 
 
 @pytest.fixture
 def filled(home: Path) -> Path:
     """A home with the three example adapters pulled."""
-    ok("pull", *(EXAMPLES / n for n in ("languages", "packages", "manuals")))
+    ok_here("pull", *(EXAMPLES / n for n in ("languages", "packages", "manuals")))
     return home
-
-
-def entries(folder: Path) -> set[str]:
-    return {p.name for p in folder.iterdir()} if folder.is_dir() else set()
 
 
 def test_the_whole_path(filled: Path, tmp_path: Path) -> None:
@@ -94,13 +71,13 @@ def test_the_whole_path(filled: Path, tmp_path: Path) -> None:
 
 def test_a_repeat_changes_nothing_and_another_recipe_conflicts(filled: Path) -> None:
     words = ("merge", "languages", "packages", "--method", "cat", "--name", "m")
-    assert "merged" in ok(*words)
-    assert "unchanged" in ok(*words)
-    done = call("merge", "languages", "--method", "cat", "--name", "m")
+    assert "merged" in ok_here(*words)
+    assert "unchanged" in ok_here(*words)
+    done = call_here("merge", "languages", "--method", "cat", "--name", "m")
     assert done.returncode == ExitCode.CONFLICT
     assert "--force" in done.stderr
-    assert "merged" in ok("merge", "languages", "--method", "cat", "--name", "m", "--force")
-    assert len(json.loads(ok("show", "m", "--json"))["parents"]) == 1
+    assert "merged" in ok_here("merge", "languages", "--method", "cat", "--name", "m", "--force")
+    assert len(json.loads(ok_here("show", "m", "--json"))["parents"]) == 1
 
 
 def test_events_are_json_lines(filled: Path) -> None:
@@ -117,7 +94,7 @@ def test_events_are_json_lines(filled: Path) -> None:
 def test_dry_run_writes_nothing(filled: Path) -> None:
     before = entries(filled)
     plan = json.loads(
-        ok(
+        ok_here(
             "merge",
             "languages",
             "packages",
@@ -132,7 +109,7 @@ def test_dry_run_writes_nothing(filled: Path) -> None:
     assert plan["rank"] == 12
     assert plan["modules"] == 36
     assert entries(filled) == before
-    assert call("show", "m").returncode == ExitCode.NOT_FOUND
+    assert call_here("show", "m").returncode == ExitCode.NOT_FOUND
 
 
 ERRORS = [
@@ -184,12 +161,24 @@ ERRORS = [
 def test_errors_name_the_object_and_the_remedy(
     shared_home: Path, words: tuple[str, ...], code: int, parts: list[str]
 ) -> None:
-    done = call(*words, env={"LORAHUB_HOME": str(shared_home)})
+    done = call_here(*words, env={"LORAHUB_HOME": str(shared_home)})
     assert done.returncode == code, done.stderr
     for part in parts:
         assert part in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("words", [
+    ("show", "nobody"), ("ls", "--sort", "taste"),
+    ("merge", "languages", "--method", "svdd", "--name", "m"),
+])  # fmt: skip
+def test_a_process_fails_as_the_command_does(shared_home: Path, words: tuple[str, ...]) -> None:
+    env = {"LORAHUB_HOME": str(shared_home)}
+    done, here = call(*words, env=env), call_here(*words, env=env)
+    assert (done.returncode, done.stderr) == (here.returncode, here.stderr)
+    assert done.returncode != 0
+    assert done.stdout == here.stdout == ""
 
 
 @pytest.fixture(scope="module")
@@ -198,19 +187,19 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("shared") / "home"
     env = {"LORAHUB_HOME": str(home)}
     names = ("languages", "packages", "manuals")
-    assert call("pull", *(EXAMPLES / n for n in names), env=env).returncode == 0
+    assert call_here("pull", *(EXAMPLES / n for n in names), env=env).returncode == 0
     return home
 
 
 def test_errors_are_json_too(shared_home: Path) -> None:
-    done = call("show", "nobody", "--json", env={"LORAHUB_HOME": str(shared_home)})
+    done = call_here("show", "nobody", "--json", env={"LORAHUB_HOME": str(shared_home)})
     body = json.loads(done.stdout)
     assert (body["version"], body["status"], body["error"]["code"]) == (1, "error", "not_found")
 
 
 def test_some_of_several_pulls_failing_is_partial(home: Path, tmp_path: Path) -> None:
     good = write_adapter(tmp_path / "good", MODULES)
-    done = call("pull", good, tmp_path / "missing", "--json")
+    done = call_here("pull", good, tmp_path / "missing", "--json")
     assert done.returncode == ExitCode.PARTIAL
     body = json.loads(done.stdout)
     assert body["status"] == "partial"
@@ -220,36 +209,36 @@ def test_some_of_several_pulls_failing_is_partial(home: Path, tmp_path: Path) ->
 def test_names_that_collide(home: Path, tmp_path: Path) -> None:
     one = write_adapter(tmp_path / "x" / "same", MODULES, seed=1)
     two = write_adapter(tmp_path / "y" / "same", MODULES, seed=2)
-    first = json.loads(ok("pull", one, "--json"))["result"][0]["name"]
-    second = json.loads(ok("pull", two, "--json"))["result"][0]["name"]
+    first = json.loads(ok_here("pull", one, "--json"))["result"][0]["name"]
+    second = json.loads(ok_here("pull", two, "--json"))["result"][0]["name"]
     assert first == "same"
     assert second.startswith("same@")
-    assert call("pull", two, "--name", "same").returncode == ExitCode.CONFLICT
+    assert call_here("pull", two, "--name", "same").returncode == ExitCode.CONFLICT
     # New content in a known folder takes the plain name; the old row stays for its lineage.
     write_adapter(one, MODULES, seed=3)
-    assert json.loads(ok("pull", one, "--json"))["result"][0]["name"] == "same"
-    assert len(json.loads(ok("ls", "--json"))) == 3
+    assert json.loads(ok_here("pull", one, "--json"))["result"][0]["name"] == "same"
+    assert len(json.loads(ok_here("ls", "--json"))) == 3
 
 
 def test_a_source_that_changed_is_found(filled: Path, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "mine", MODULES)
-    ok("pull", folder)
-    ok("merge", "mine", "--method", "cat", "--name", "m")
+    ok_here("pull", folder)
+    ok_here("merge", "mine", "--method", "cat", "--name", "m")
     write_adapter(folder, MODULES, seed=9)
-    done = call("merge", "mine", "--method", "cat", "--name", "n")
+    done = call_here("merge", "mine", "--method", "cat", "--name", "n")
     assert done.returncode == ExitCode.FAILURE
     assert "changed since" in done.stderr
-    assert "changed since" in call("verify", "m").stderr
+    assert "changed since" in call_here("verify", "m").stderr
 
 
 def test_a_tampered_result_is_found(filled: Path) -> None:
-    ok("merge", "languages", "--method", "cat", "--name", "m")
+    ok_here("merge", "languages", "--method", "cat", "--name", "m")
     path = filled / "adapters" / "m" / "adapter_model.safetensors"
     body = bytearray(path.read_bytes())
     body[-1] ^= 1
     path.write_bytes(body)
     for verb in (("verify", "m"), ("export", "m", filled / "out")):
-        done = call(*verb)
+        done = call_here(*verb)
         assert done.returncode == ExitCode.FAILURE
         assert "changed since" in done.stderr
 
@@ -262,12 +251,12 @@ def test_pickles_need_consent(home: Path, tmp_path: Path) -> None:
     weights = folder / "adapter_model.safetensors"
     torch.save(load_file(weights), folder / "adapter_model.bin")
     weights.unlink()
-    done = call("pull", folder)
+    done = call_here("pull", folder)
     assert done.returncode == ExitCode.INVALID
     assert "--allow-pickle" in done.stderr
-    assert "added" in ok("pull", folder, "--allow-pickle")
-    assert "up to date" in ok("pull", folder, "--allow-pickle")
-    ok("merge", "old", "--method", "cat", "--name", "m")
+    assert "added" in ok_here("pull", folder, "--allow-pickle")
+    assert "up to date" in ok_here("pull", folder, "--allow-pickle")
+    ok_here("merge", "old", "--method", "cat", "--name", "m")
 
 
 @pytest.mark.parametrize("text", ["sources: [", "just text", "method: svd\nsources: []\n",
@@ -275,7 +264,7 @@ def test_pickles_need_consent(home: Path, tmp_path: Path) -> None:
 def test_recipes_that_are_none(home: Path, tmp_path: Path, text: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(text)
-    done = call("merge", path)
+    done = call_here("merge", path)
     assert done.returncode == ExitCode.INVALID
     assert str(path) in done.stderr
 
@@ -383,11 +372,11 @@ def test_each_of_several_failures_is_named_once_and_says_what_to_do(
 
 def test_a_recipe_stands_alone(filled: Path, tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
-    ok("recipes", "new", file, "languages", "packages", "--method", "cat")
-    done = call("merge", file, "packages", "--name", "r")
+    ok_here("recipes", "new", file, "languages", "packages", "--method", "cat")
+    done = call_here("merge", file, "packages", "--name", "r")
     assert done.returncode == ExitCode.USAGE
     assert "a recipe stands alone" in done.stderr
-    missing = call("merge", tmp_path / "nope.yaml")
+    missing = call_here("merge", tmp_path / "nope.yaml")
     assert missing.returncode == ExitCode.NOT_FOUND
     assert "lorahub recipes new" in missing.stderr
 
@@ -401,6 +390,6 @@ def test_ls_shows_no_rank_where_none_is_known(home: Path, tmp_path: Path) -> Non
     save_file(
         {"model.layers.0.q_proj.lora_a": torch.ones(4, 6)}, folder / "adapter_model.safetensors"
     )
-    ok("pull", folder)
-    (row,) = (line.split("\t") for line in ok("ls").splitlines() if line.startswith("other"))
+    ok_here("pull", folder)
+    (row,) = (line.split("\t") for line in ok_here("ls").splitlines() if line.startswith("other"))
     assert row[2] == "-"

@@ -40,8 +40,8 @@ from lorahub.formats.safetensors import TensorEntry
 from lorahub.kernels.dense import balanced_factors, singular_values, squared_distance
 from lorahub.plot import rank_chart
 from lorahub.workspace import Workspace
+from tests.commands import call_here, entries
 from tests.conftest import ROOT, write_adapter
-from tests.test_cli import call, entries
 
 # What PEFT reads from transformers, and neither of the two is ours.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -799,7 +799,7 @@ def test_an_existing_folder_is_never_replaced(home: Path, llama: Path, out: Path
 def test_command(home: Path, llama: Path, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", {BLOCK.format(0, "q"): (32, 32, 3)})
     target = tmp_path / "done"
-    done = call("compress", llama, "--reduction", 0.2, "-o", target)
+    done = call_here("compress", llama, "--reduction", 0.2, "-o", target)
     assert done.returncode == 0, done.stderr
     header, *rows = [line.split("\t") for line in done.stdout.splitlines()]
     assert header == ["WEIGHT", "SHAPE", "RANK", "OF", "STORED AS", "ERROR"]
@@ -808,18 +808,18 @@ def test_command(home: Path, llama: Path, tmp_path: Path) -> None:
     assert [row[4] == "factors (LRC)" for row in rows] == [w["lrc"] for w in record["weights"]]
     assert f"{record['reduction']:.1%} of the parameters of 21 weights saved" in done.stderr
 
-    again = call("compress", llama, "--reduction", 0.2, "-o", target, "--json")
+    again = call_here("compress", llama, "--reduction", 0.2, "-o", target, "--json")
     assert again.returncode == 6
     assert json.loads(again.stdout)["error"]["code"] == "conflict"
 
-    far = call("compress", llama, "--reduction", 0.5, "-o", tmp_path / "far")
+    far = call_here("compress", llama, "--reduction", 0.5, "-o", tmp_path / "far")
     assert far.returncode == 5
     assert "1836" in far.stderr
     assert "--force" in far.stderr
     assert not (tmp_path / "far").exists()
 
-    kept = call("compress", llama, "--reduction", 0.2, "-o", tmp_path / "kept", "--with", adapter,
-                "--keep-adapter", "--json")  # fmt: skip
+    kept = call_here("compress", llama, "--reduction", 0.2, "-o", tmp_path / "kept",
+                     "--with", adapter, "--keep-adapter", "--json")  # fmt: skip
     assert kept.returncode == 0, kept.stderr
     body = json.loads(kept.stdout)
     assert body["command"] == "compress"
@@ -845,7 +845,7 @@ def peak_mib(folder: Path, blocks: int) -> int:
     """Peak resident memory (MiB) of compressing ``blocks`` matrices of 4 MiB each."""
     generator = torch.Generator().manual_seed(0)
     tensors = {
-        f"layers.{i}.q.weight": torch.randn(1024, 1024, generator=generator) for i in range(blocks)
+        f"layers.{i}.q.weight": torch.randn(4096, 256, generator=generator) for i in range(blocks)
     }
     model = small_model(folder / str(blocks), tensors)
     target = folder / f"{blocks}-out"

@@ -18,8 +18,8 @@ from docs.make_cli import commands, render
 from lorahub.cli.main import app
 from lorahub.methods.describe import example
 from lorahub.methods.registry import methods
+from tests.commands import call_here
 from tests.conftest import ROOT, write_adapter
-from tests.test_cli import call
 
 NAMES = ("law", "medicine")
 README = (ROOT / "README.md").read_text()
@@ -88,7 +88,7 @@ def test_readme_commands_parse(home: Path) -> None:
     verbs = set(re.findall(r"^lorahub (\w+)", blocks, re.MULTILINE))
     assert {"pull", "merge", "push"} <= verbs
     for verb in verbs:
-        assert call(verb, "--help").returncode == 0
+        assert call_here(verb, "--help").returncode == 0
 
 
 def test_wheel_holds_the_three_packages_and_the_migrations(tmp_path: Path) -> None:

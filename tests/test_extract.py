@@ -44,7 +44,7 @@ from lorahub.publishing import publishable
 from lorahub.record import Verification
 from lorahub.workspace import Workspace
 from store import AdapterFilter
-from tests.test_cli import entries, ok
+from tests.commands import entries, ok_here
 from tests.test_interruptions import start, stop_at_event
 
 # What PEFT reads from transformers, and neither of the two is ours.
@@ -522,12 +522,12 @@ def test_a_folder_that_is_no_model_is_refused(home: Path, pair: tuple[Path, Path
 
 
 def test_the_catalog_knows_where_it_came_from(home: Path, pair: tuple[Path, Path]) -> None:
-    body = json.loads(ok("extract", *pair, "--rank", 4, "--name", "x", "--json"))["result"]
+    body = json.loads(ok_here("extract", *pair, "--rank", 4, "--name", "x", "--json"))["result"]
     assert body["state"] == "extracted"
     assert entries(Path(body["folder"])) == {
         "adapter_model.safetensors", "adapter_config.json", "extracted.json", "README.md",
     }  # fmt: skip
-    shown = json.loads(ok("show", "x", "--json"))
+    shown = json.loads(ok_here("show", "x", "--json"))
     assert (shown["origin"]["source"], shown["method"]) == ("extract", "extract")
     assert [(p["reference"], p["weight"]) for p in shown["parents"]] == [
         (str(pair[0]), -1.0),
@@ -543,7 +543,7 @@ def test_the_catalog_knows_where_it_came_from(home: Path, pair: tuple[Path, Path
         assert adapter.info.base_model is None
         assert [r.name for r in workspace.adapters(AdapterFilter(source="extract"))] == ["x"]
         assert workspace.verify("x").worst_error < 1e-6
-    assert "no longer" not in ok("lineage", "x")
+    assert "no longer" not in ok_here("lineage", "x")
     assert extract(*pair, base_model=None).state == "unchanged"
     assert entries(home / "extractions") == set()
 
@@ -685,7 +685,7 @@ def test_a_stopped_extraction_goes_on(
         assert len(list(home.glob("extractions/*/*.json"))) >= done
     with Workspace.open() as workspace:
         assert not workspace.catalog.check()
-    last = json.loads(ok(*words).splitlines()[-1])
+    last = json.loads(ok_here(*words).splitlines()[-1])
     assert last["event"] == "finished"
     folder = Path(last["result"]["folder"])
     assert (folder / "adapter_model.safetensors").read_bytes() == weights(whole)

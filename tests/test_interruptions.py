@@ -1,7 +1,8 @@
 """SIGKILL at seeded points of pull, merge and push, and Ctrl-C in every phase of every verb.
 
-After each: the catalog is sound, no output is there that is not whole, and the same command
-then succeeds. Points are reached by counting events or requests, never by waiting.
+After each: the catalog is sound, no output is there that is not whole, and the same command,
+in another process (this one), then succeeds. Points are reached by counting events or requests,
+never by waiting.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import pytest
 
 from lorahub import formats
 from lorahub.record import Record
+from tests.commands import LORAHUB, call_here, entries, ok_here
 from tests.conftest import EXAMPLES, ROOT, write_adapter
-from tests.test_cli import LORAHUB, call, entries, filled, ok
+from tests.interrupting import problems
+from tests.test_cli import filled
 
 __all__ = ["filled"]
 
@@ -51,10 +54,9 @@ def stop_at_event(process: subprocess.Popen[str], count: int, how: signal.Signal
 
 
 def assert_sound(home: Path) -> None:
-    done = call("db", "check")
-    assert done.returncode == 0, done.stderr
-    for row in json.loads(ok("ls", "--json")):
-        shown = json.loads(ok("show", row["name"], "--json"))
+    assert problems() == []
+    for row in json.loads(ok_here("ls", "--json")):
+        shown = json.loads(ok_here("show", row["name"], "--json"))
         assert len(shown["info"]["modules"]) == row["modules"]
     if (home / "adapters").is_dir():
         for folder in (home / "adapters").iterdir():
@@ -69,9 +71,9 @@ def test_merge_killed(filled: Path, seed: int) -> None:
     count = random.Random(seed).randint(0, EVENTS)
     stop_at_event(start(*MERGE), count, signal.SIGKILL)
     assert_sound(filled)
-    assert json.loads(ok(*MERGE).splitlines()[-1])["event"] == "finished"
+    assert json.loads(ok_here(*MERGE).splitlines()[-1])["event"] == "finished"
     assert entries(filled / "adapters") == {"m"}
-    ok("verify", "m")
+    ok_here("verify", "m")
 
 
 @pytest.mark.parametrize("count", [1, 20, 38, 60])
@@ -83,7 +85,7 @@ def test_merge_interrupted(filled: Path, count: int) -> None:
     if process.returncode == 130:
         assert entries(filled / "adapters") == set()
     assert_sound(filled)
-    ok(*MERGE)
+    ok_here(*MERGE)
     assert entries(filled / "adapters") == {"m"}
 
 
@@ -96,12 +98,11 @@ def test_pack_killed(filled: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "a.mos").exists()
     assert any(".partial-" in name for name in entries(tmp_path))
     assert_sound(filled)
-    ok(*words)
+    ok_here(*words)
     assert entries(tmp_path) == {"home", "a.mos"}
 
 
-def hub_env(tmp_path: Path) -> dict[str, str]:
-    return {"MY_TOKEN": "hf_ann", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
+HUB_ENV = {"MY_TOKEN": "hf_ann"}
 
 
 def stop_at_request(
@@ -140,24 +141,24 @@ def stop_at_request(
 @pytest.mark.parametrize("seed", range(15))
 def test_pull_killed(hub: Any, home: Path, tmp_path: Path, seed: int) -> None:
     hub.add_repo("ann/languages", folder=EXAMPLES / "languages")
-    env = hub_env(tmp_path)
+    env = HUB_ENV
     words = ("pull", "ann/languages", "--endpoint", hub.endpoint, "--token-env", "MY_TOKEN")
     stop_at_request(hub, words, env, seed)
     assert_sound(home)
-    assert json.loads(ok("ls", "--json")) == []
-    done = call(*words, env=env)
+    assert json.loads(ok_here("ls", "--json")) == []
+    done = call_here(*words, env=env)
     assert done.returncode == 0, done.stderr
-    assert len(json.loads(ok("ls", "--json"))) == 1
+    assert len(json.loads(ok_here("ls", "--json"))) == 1
 
 
 @pytest.mark.parametrize("seed", range(15))
 def test_push_killed(hub: Any, home: Path, tmp_path: Path, seed: int) -> None:
-    ok("pull", EXAMPLES / "languages")
-    env = hub_env(tmp_path)
+    ok_here("pull", EXAMPLES / "languages")
+    env = HUB_ENV
     words = ("push", "languages", "ann/mine", "--endpoint", hub.endpoint, "--token-env", "MY_TOKEN")
     stop_at_request(hub, words, env, seed)
     assert_sound(home)
-    done = call(*words, env=env)
+    done = call_here(*words, env=env)
     assert done.returncode == 0, done.stderr
     files = hub.files("ann/mine")
     for name in ("adapter_model.safetensors", "adapter_config.json", "README.md"):
@@ -170,30 +171,30 @@ def test_push_killed(hub: Any, home: Path, tmp_path: Path, seed: int) -> None:
 @pytest.mark.parametrize("seed", [*range(6), 8, 11])
 def test_pull_interrupted_at_a_request(hub: Any, home: Path, tmp_path: Path, seed: int) -> None:
     hub.add_repo("ann/languages", folder=EXAMPLES / "languages")
-    env = hub_env(tmp_path)
+    env = HUB_ENV
     words = ("pull", "ann/languages", "--endpoint", hub.endpoint, "--token-env", "MY_TOKEN")
     code, err = stop_at_request(hub, words, env, seed, signal.SIGINT)
     assert code == 130, err
     assert "interrupted" in err
     assert "Traceback" not in err
     assert_sound(home)
-    assert json.loads(ok("ls", "--json")) == []
-    done = call(*words, env=env)
+    assert json.loads(ok_here("ls", "--json")) == []
+    done = call_here(*words, env=env)
     assert done.returncode == 0, done.stderr
-    assert len(json.loads(ok("ls", "--json"))) == 1
+    assert len(json.loads(ok_here("ls", "--json"))) == 1
 
 
 @pytest.mark.parametrize("seed", [*range(6), 8, 11])
 def test_push_interrupted_at_a_request(hub: Any, home: Path, tmp_path: Path, seed: int) -> None:
-    ok("pull", EXAMPLES / "languages")
-    env = hub_env(tmp_path)
+    ok_here("pull", EXAMPLES / "languages")
+    env = HUB_ENV
     words = ("push", "languages", "ann/mine", "--endpoint", hub.endpoint, "--token-env", "MY_TOKEN")
     code, err = stop_at_request(hub, words, env, seed, signal.SIGINT)
     assert code == 130, err
     assert "interrupted" in err
     assert "Traceback" not in err
     assert_sound(home)
-    done = call(*words, env=env)
+    done = call_here(*words, env=env)
     assert done.returncode == 0, done.stderr
     repo = hub.repo("ann/mine")
     assert len(list(repo.history(repo.at("main")))) == 2
@@ -233,7 +234,7 @@ PULL = ("database:Database.open", "pulling:Pulling.pull", "__init__:inspect",
 
 
 def names() -> list[str]:
-    return [row["name"] for row in json.loads(ok("ls", "--json", "--limit", "200"))]
+    return [row["name"] for row in json.loads(ok_here("ls", "--json", "--limit", "200"))]
 
 
 def test_pull_of_a_folder_interrupted(home: Path, tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def test_pull_from_a_hub_interrupted(hub: Any, home: Path, tmp_path: Path) -> No
     for n in range(len(functions)):
         hub.add_repo(f"ann/m{n}", folder=folder)
     words = ("pull", "ann/m{n}", "--endpoint", hub.endpoint, "--token-env", "MY_TOKEN")
-    interrupt(functions, *words, env=hub_env(tmp_path))
+    interrupt(functions, *words, env=HUB_ENV)
     assert sorted(names()) == sorted(f"ann/m{n}" for n in range(len(functions)))
 
 
@@ -291,7 +292,7 @@ def test_compare_interrupted(filled: Path) -> None:
 
 
 def test_verify_interrupted(filled: Path) -> None:
-    ok("merge", "languages", "packages", "--method", "svd", "--rank", "4", "--name", "m")
+    ok_here("merge", "languages", "packages", "--method", "svd", "--rank", "4", "--name", "m")
     before = entries(filled), entries(filled / "adapters")
     functions = ("merging:Merging.verify", "plan:make_plan", "verify:verify",
                  "verify:_deviation", "batches:read_stack", "verify:_summary")  # fmt: skip
@@ -318,7 +319,7 @@ def test_push_interrupted(hub: Any, filled: Path, tmp_path: Path) -> None:
                  "pushing:Pushing._commit",
                  "publications:Publications.record_push", "database:Database._write")  # fmt: skip
     words = ("push", "languages", "ann/m{n}", "--endpoint", hub.endpoint, "--token-env", "MY_TOKEN")
-    interrupt(functions, *words, env=hub_env(tmp_path))
+    interrupt(functions, *words, env=HUB_ENV)
     for n in range(len(functions)):
         repo = hub.repo(f"ann/m{n}")
         assert len(list(repo.history(repo.at("main")))) == 2
@@ -332,17 +333,17 @@ def test_discover_interrupted(hub: Any, home: Path, tmp_path: Path) -> None:
                  "remote:Remote.outlines", "remote:Remote.remember_outlines",
                  "remote:Remote.hub_adapters", "sink:print_text")  # fmt: skip
     words = ("discover", "--endpoint", hub.endpoint, "--token-env", "MY_TOKEN")
-    interrupt(functions, *words, env=hub_env(tmp_path))
+    interrupt(functions, *words, env=HUB_ENV)
     # The first undisturbed command read every header; nobody had to again.
     assert len(hub.log.find("GET", "/resolve/")) == 3
 
 
 def test_repro_interrupted(hub: Any, filled: Path, tmp_path: Path) -> None:
-    ok("merge", "languages", "packages", "--method", "cat", "--name", "m")
-    env = hub_env(tmp_path) | {"TMPDIR": str(tmp_path / "temporary")}
+    ok_here("merge", "languages", "packages", "--method", "cat", "--name", "m")
+    env = HUB_ENV | {"TMPDIR": str(tmp_path / "temporary")}
     (tmp_path / "temporary").mkdir()
     words = ("--endpoint", hub.endpoint, "--token-env", "MY_TOKEN")
-    done = call("push", "m", "ann/m", *words, env=env)
+    done = call_here("push", "m", "ann/m", *words, env=env)
     assert done.returncode == 0, done.stderr
     before = entries(filled), entries(filled / "adapters")
     functions = ("reproducing:from_hub", "merging:Merger.write", "verify:verify_all",

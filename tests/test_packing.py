@@ -105,6 +105,34 @@ def test_an_error_is_kept(tmp_path: Path) -> None:
     assert less.bytes > info.bytes
 
 
+@pytest.mark.parametrize("budget", [450_000, 600_000])
+def test_a_budget_beyond_the_finest_table_is_used(budget: int, tmp_path: Path) -> None:
+    (source,) = sources = [example("languages")]
+    info = pack(sources, tmp_path / "a.mos", bytes_budget=budget)
+    assert 0.97 * budget < info.bytes <= budget
+    (member,) = info.members
+    assert member.codec == "fine integers"
+    assert member.error < min(c.error for c in member.table if c.codec != member.codec)
+    back = unpacked(info, "languages", tmp_path / "back")
+    true = distance(deltas_of(source.folder), deltas_of(back))
+    assert member.error == pytest.approx(true, rel=1e-3)
+
+
+def test_more_bytes_than_the_finest_integers_take_are_left(tmp_path: Path) -> None:
+    source = example("languages")
+    info = pack([source], tmp_path / "a.mos", bytes_budget=1 << 20)
+    values = 2 * source.info.parameters
+    assert 15 / 16 * values < info.bytes < values
+    assert info.members[0].error < 2e-4
+
+
+def test_a_collection_uses_a_large_budget(tmp_path: Path) -> None:
+    sources = [example(n) for n in ("languages", "packages", "manuals")]
+    info = pack(sources, tmp_path / "a.mos", bytes_budget=1 << 20)
+    assert 0.97 * (1 << 20) < info.bytes <= 1 << 20
+    assert max(m.error for m in info.members) < 1e-3
+
+
 def test_no_baseline_does_better_at_these_bytes(tmp_path: Path) -> None:
     (member,) = pack([example()], tmp_path / "a.mos", bytes_budget=20_000).members
     assert [c.codec for c in member.table] == [

@@ -27,10 +27,12 @@ from lorahub.errors import NetworkError, ResourceError
 from lorahub.events import Listener
 from lorahub.executors import Executor, Group, Here, Hindered, Processes, Ray, Start, Worker
 from lorahub.executors import ray as on_ray
+from lorahub.storage import stored
 from lorahub.workspace import Workspace
 from tests.conftest import write_adapter
 from tests.postgres import Databases
 from tests.ray_cluster import SETTINGS, cluster, free_port
+from tests.s3 import s3_server
 from tests.test_batch import SHAPES, contents, numbered, recipe, states
 from tests.test_parts import LAYERS, RECIPES, merge, merged_by, nothing_left
 from tests.waiting import until
@@ -42,7 +44,8 @@ os.environ.update(SETTINGS)
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[tuple[str, Path]]:
-    with cluster(2) as found:
+    """A cluster whose workers know an S3 server, as theirs on machines apart would."""
+    with pytest.MonkeyPatch.context() as patch, s3_server(patch, "results"), cluster(2) as found:
         yield found
 
 
@@ -326,6 +329,20 @@ def test_a_catalog_of_its_own_server(
     logs = [path for path in running[1].rglob("*") if path.is_file()]
     assert len(logs) > 5
     assert not [path for path in logs if b"hidden-word" in path.read_bytes()]
+
+
+def test_results_in_a_store(joined: str, workspace: Workspace, tmp_path: Path) -> None:
+    url = f"s3://results/{tmp_path.name}"
+    recipes = [*numbered(3), recipe("chain", "m0", "two")]
+    outcomes = list(workspace.batch(recipes, executor=Ray(joined), to=url))
+    assert {o.name: str(o.error) for o in outcomes if o.error} == {}
+    for name, state in states(outcomes).items():
+        kept = stored(f"{url}/{name}")
+        assert state == "merged"
+        assert kept is not None
+        assert kept.content_hash == workspace.get(name).info.content_hash
+    again = workspace.batch(recipes, executor=Ray(joined), to=url)
+    assert set(states(again).values()) == {"unchanged"}
 
 
 def test_a_gpu_each(joined: str) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
+from lorahub.cli.main import app
 from lorahub.errors import (
     ConflictError,
     IntegrityError,
@@ -90,6 +92,38 @@ def test_an_error_names_file_line_and_key(
     with pytest.raises(InvalidRecipeError, match=says) as caught:
         load_recipe(path)
     assert caught.value.message.startswith(place)
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "says"),
+    [
+        ("budget: a lot", 9, "key 'budget': budget 'a lot' cannot be read"),
+        ("budget: 1", 9, "key 'budget': .*too small"),
+        (
+            "weights:\n  no-such-module: 0.5",
+            10,
+            "key 'weights.no-such-module': .*matches no module",
+        ),
+        ("weights: {'(': 0.5}", 9, r"key 'weights.\(': .*not a regular expression"),
+        ("allocate: energy", 9, "key 'allocate': .*needs a budget"),
+    ],
+)
+def test_an_error_that_takes_the_sources_names_the_line_too(
+    home: Path, folder: Path, change: str, line: int, says: str
+) -> None:
+    path = folder / "both.yaml"
+    path.write_text(f"{RECIPE}{change}\n")
+    done = CliRunner().invoke(app, ["merge", str(path)])
+    assert done.exit_code == 5, done.output
+    assert re.search(f"error: {path}, line {line}, {says}", done.stderr), done.stderr
+
+
+def test_weights_of_a_source_are_located_in_it(home: Path, folder: Path) -> None:
+    path = folder / "both.yaml"
+    text = RECIPE.replace("weight: 0.5", "weights: {q: 0.5,\n      no-such-module: 2}")
+    path.write_text(text)
+    done = CliRunner().invoke(app, ["merge", str(path)])
+    assert f"{path}, line 7, key 'sources.0.weights.no-such-module'" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(

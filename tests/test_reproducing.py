@@ -90,6 +90,19 @@ def test_a_repository_made_again_after_its_sources_moved_on(
     assert run.stdout.count("\tyes") == 2
 
 
+def test_what_was_only_looked_at_is_no_failure_of_a_scan(
+    published: Workspace, stranger: Workspace
+) -> None:
+    assert stranger.repro("ann/m").same
+    run = CliRunner().invoke(app, ["scan", "--json"])
+    assert run.exit_code == 0, run.output
+    body = json.loads(run.stdout)
+    found = body["result"]
+    assert (body["status"], found["added"], found["known"], found["skipped"]) == ("ok", [], 3, [])
+    # It is no adapter, but it is room that the cache takes.
+    assert [w.what.split("@")[0] for w in stranger.gc(cache=True).removed] == ["ann/m"]
+
+
 def test_the_card_alone_is_enough(
     published: Workspace, stranger: Workspace, sources: LoopbackHub, tmp_path: Path
 ) -> None:

@@ -17,8 +17,8 @@ from lorahub.errors import InvalidRecipeError, LorahubError, UsageError
 from lorahub.kernels.allocation import allocate
 from lorahub.merging import Merged
 from lorahub.workspace import Workspace
+from tests.commands import entries
 from tests.conftest import write_adapter
-from tests.test_cli import entries
 from tests.test_extract import best, deltas, relative
 
 # Modules of very different norms, so that pruning reaches whole ones.

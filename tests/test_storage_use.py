@@ -88,6 +88,41 @@ def test_from_one_machine_to_another(machine: Opener, url: str) -> None:
     assert there.verify("both").passed
 
 
+def emptied(workspace: Workspace) -> Workspace:
+    workspace.catalog.remove_all([a.id for a in workspace.adapters()])
+    return workspace
+
+
+def test_a_scan_knows_where_copies_came_from(machine: Opener, url: str) -> None:
+    here, there = machine("here"), machine("there")
+    here.export("one", url + "/one")
+    here.export("one", url + "/same/one")
+    here.export("one", url + "/other")
+    emptied(there).pull([url + "/one", url + "/other"])
+    before = {a.name: there.get(a.name).origin for a in there.adapters()}
+    assert {origin.url for origin in before.values()} == {url + "/one", url + "/other"}
+    assert emptied(there).scan().skipped == ()
+    assert {a.name: there.get(a.name).origin for a in there.adapters()} == before
+    # Of one content and name at two places, the copy tells of the place it was last pulled from.
+    there.pull([url + "/same/one"])
+    emptied(there).scan()
+    assert there.get("one").origin.url == url + "/same/one"
+
+
+def test_a_scan_of_a_copy_of_unknown_origin(machine: Opener, url: str) -> None:
+    here, there = machine("here"), machine("there")
+    here.export("one", url + "/one")
+    emptied(there).pull([url + "/one"])
+    emptied(there)
+    (mark,) = (there.config.home / "stored").glob("*/.*.url")
+    mark.write_bytes(b"s3://me:secret@bucket/\xff")
+    (reason,) = (why for _, why in there.scan(dry_run=True).skipped)
+    assert mark.name in reason
+    mark.unlink()
+    assert len(there.scan().added) == 1
+    assert there.get("one").origin.source is Source.FOLDER
+
+
 def test_what_changed_at_its_url_is_pulled_anew(machine: Opener, url: str) -> None:
     here, there = machine("here"), machine("there")
     here.export("one", url + "/x")

@@ -494,6 +494,37 @@ def test_an_unknown_sort_key(catalog: Catalog) -> None:
         catalog.adapters(sort="colour")
 
 
+def test_a_figure_of_a_suite_orders_a_listing(catalog: Catalog) -> None:
+    scores = {"one": 0.5, "two": -1.0, "three": None, "four": 12.0, "five": 0.5}
+    for name, score in scores.items():
+        added = catalog.add(adapter(name))
+        if score is not None:
+            catalog.record_evaluation(added.id, "held.out", {"arc/acc,none": score, "loss": 1})
+            catalog.record_evaluation(added.id, "factors", {"arc/acc,none": -score})
+    assert catalog.figures() == (
+        "factors.arc/acc,none", "held.out.arc/acc,none", "held.out.loss",
+    )  # fmt: skip
+
+    def ordered(sort: str, *, descending: bool = False, **page: int) -> list[str]:
+        return names(catalog.adapters(sort=sort, descending=descending, **page))
+
+    best = ["four", "five", "one", "two", "three"]
+    assert ordered("held.out.arc/acc,none", descending=True) == best
+    assert ordered("held.out.arc/acc,none") == ["two", "one", "five", "four", "three"]
+    assert ordered("factors.arc/acc,none") == ["four", "one", "five", "two", "three"]
+    pages = [
+        ordered("held.out.arc/acc,none", descending=True, limit=2, offset=at) for at in (0, 2, 4)
+    ]
+    assert pages == [best[:2], best[2:4], best[4:]]
+    where = AdapterFilter(source="folder")
+    assert len(catalog.adapters(where, sort="held.out.loss")) == catalog.count(where)
+    for unknown in ("held.out", "held.out.acc", "arc/acc,none", 'held.out."', "."):
+        with pytest.raises(UsageError) as caught:
+            catalog.adapters(sort=unknown)
+        assert "size" in str(caught.value.hint)
+        assert "held.out.loss" in str(caught.value.hint)
+
+
 # --- search ---
 
 

@@ -6,12 +6,15 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 from sqlalchemy import insert, select
 from textual.widgets import TabbedContent
 
+from lorahub.adapter import Adapter
 from lorahub.workspace import Workspace
 from store import AdapterFilter
 from store.models import adapter_table
@@ -60,6 +63,84 @@ def test_what_suites_found_stands_beside_an_adapter(filled: Path) -> None:
         assert "held-out: accuracy 0.625" in t.screen
 
     run(filled, scenario, (160, 60))
+
+
+def test_a_suites_figure_orders_the_table_until_it_is_gone(filled: Path) -> None:
+    with Workspace.open(filled) as workspace:
+        for name, accuracy in (("languages", 0.5), ("packages", 0.75)):
+            adapter = workspace.get(name)
+            workspace.catalog.record_evaluation(adapter.id, "test", {"accuracy": accuracy})
+
+    def first(t: Terminal) -> str:
+        row = t.app.screen.query_one(PagedTable).loaded()[0][1]
+        return row.value.summary.name
+
+    async def scenario(t: Terminal) -> None:
+        await t.press("s", "s", "s", "s", "s", "S")
+        assert "by test.accuracy (reversed)" in t.screen
+        assert t.app.command == "lorahub ls --sort test.accuracy --reverse"
+        assert first(t) == "packages"
+        await t.press("S")
+        assert first(t) == "languages"
+
+    run(filled, scenario)
+    with Workspace.open(filled) as workspace:
+        workspace.remove(["languages", "packages"])
+
+    async def later(t: Terminal) -> None:
+        assert "by name" in t.screen
+        assert "cannot sort by 'test.accuracy'" in t.said
+        assert first(t) == "manuals"
+
+    run(filled, later)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
+    """Reads of adapters wait while this is cleared."""
+    gate = Event()
+    gate.set()
+    get = Workspace.get
+
+    def slow(self: Workspace, reference: str) -> Adapter:
+        assert gate.wait(60)
+        return get(self, reference)
+
+    monkeypatch.setattr(Workspace, "get", slow)
+    yield gate
+    gate.set()
+
+
+def test_next_key_finds_in_the_basket_what_was_just_picked(filled: Path, held: Event) -> None:
+    async def scenario(t: Terminal) -> None:
+        held.clear()
+        await t.pilot.press("space", "c")
+        await t.pilot.pause()
+        assert t.app.current_mode == "compose"
+        assert "Basket 1: languages" in t.screen
+        held.set()
+        await t.idle()
+        assert t.said == ""
+        assert "Basket 1: languages" in t.screen
+
+    run(filled, scenario)
+
+
+def test_what_cannot_join_after_all_leaves_the_basket_and_says_why(home: Path, held: Event) -> None:
+    small = write_adapter(home.parent / "small", {"layer.q": (8, 8, 2)})
+    large = write_adapter(home.parent / "large", {"layer.q": (16, 8, 2)})
+    with Workspace.open(home) as workspace:
+        workspace.pull([str(small), str(large)])
+
+    async def scenario(t: Terminal) -> None:
+        held.clear()
+        await t.pilot.press("space", "j", "space")
+        held.set()
+        await t.idle()
+        assert [i.adapter for i in t.app.draft.inputs] == ["large"]
+        assert "have another shape in module layer.q" in t.said
+
+    run(home, scenario)
 
 
 def test_empty_catalog_says_what_to_do(home: Path) -> None:
@@ -350,6 +431,38 @@ def test_no_torch_in_the_process_of_the_screen(filled: Path) -> None:
         cwd=Path(__file__).parent.parent,
     )  # fmt: skip
     assert json.loads(out.stdout.splitlines()[-1]) == []
+
+
+def test_first_screen_waits_for_nothing_that_it_does_not_need(filled: Path) -> None:
+    code = (
+        "import sys, json\n"
+        "from pathlib import Path\n"
+        "from tests.terminal import run\n"
+        "async def scenario(t):\n"
+        "    assert 'languages' in t.screen\n"
+        f"run(Path({str(filled)!r}), scenario)\n"
+        "print(json.dumps([m for m in ('alembic', 'huggingface_hub', 'numpy', 'pydantic', 'yaml',"
+        " 'markdown_it', 'sqlalchemy.orm', 'tui.screens.dialog', 'tui.screens.compose')"
+        " if m in sys.modules]))\n"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert json.loads(out.stdout.splitlines()[-1]) == []
+
+
+def test_click_on_a_key_of_the_last_line_presses_it(filled: Path) -> None:
+    async def scenario(t: Terminal) -> None:
+        line = t.screen.splitlines()[-1]
+        assert line.startswith(" / Filter  space Basket ")
+        await t.pilot.click("#keys", offset=(line.index("Sort"), 0))
+        await t.idle()
+        assert t.app.state.sort == "created"
+        await t.press("slash")
+        assert "Sort" not in t.screen.splitlines()[-1]  # there it is a letter
+
+    run(filled, scenario)
 
 
 def _multiply(home: Path, count: int) -> None:

@@ -43,6 +43,7 @@ class LorahubApp(Acting, App[None]):
     CSS_PATH = "styles.tcss"
     BINDINGS = bindings("app")
     MODES = modes.MODES
+    DEFAULT_MODE = "browse"
     ENABLE_COMMAND_PALETTE = False  # its key would hide the one of `tui.actions`
     HORIZONTAL_BREAKPOINTS = [  # noqa: RUF012 - as textual declares it
         (0, "-narrow"),
@@ -70,27 +71,29 @@ class LorahubApp(Acting, App[None]):
             self.jobs = jobs
 
     def __init__(self, workspace: Workspace) -> None:
+        self.state: State = load_state(workspace.config.home)
+        # The screen of the last end is the first one: to make textual's own and switch would
+        # lay out, style and paint twice.
+        if self.state.screen in modes.MODES:
+            self.DEFAULT_MODE = self.state.screen  # type: ignore[misc]  # read once, by the next
         super().__init__()
         self.use_command_palette = True
         self.workspace = workspace
         self.home: Path = workspace.config.home
         self.jobs = Jobs(self.home)
-        self.state: State = load_state(self.home)
         self.edits = Edits(_draft_of(self.state))
         for theme in themes.THEMES:
             self.register_theme(theme)
         names = {theme.name for theme in themes.THEMES}
         self.theme = self.state.theme if self.state.theme in names else themes.DARK.name
 
-    async def on_mount(self) -> None:
+    def on_mount(self) -> None:
         """Put everything back where it was."""
         keys, problems = load_keymap(self.home)
         self.set_keymap(dict(keys))
         for problem in problems:
             self.notify(problem, severity="warning", timeout=10, markup=False)
         self.draft = self.edits.draft
-        screen = self.state.screen if self.state.screen in modes.MODES else "browse"
-        await self.switch_mode(screen)
         self._watch_jobs()
         self.call_after_refresh(_spare_collections)
 
@@ -98,6 +101,7 @@ class LorahubApp(Acting, App[None]):
         """Remember where the user was."""
         self.jobs.close()
         self.remember()
+        gc.unfreeze()
 
     def remember(self, **changes: object) -> None:
         """Change the state and keep it for the next start."""
@@ -276,8 +280,8 @@ class LorahubApp(Acting, App[None]):
 
 def _spare_collections() -> None:
     """What is there at the first paint stays: no later collection visits it, while a key waits."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def _draft_of(state: State) -> Draft:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from lorahub.errors import InvalidRecipeError
 
 if TYPE_CHECKING:
@@ -80,6 +78,8 @@ class Draft:
 
     def to_yaml(self) -> str:
         """The recipe as its file would be."""
+        import yaml  # the first screen does not need it
+
         return yaml.safe_dump(self.body, sort_keys=False, allow_unicode=True)
 
     def recipe(self) -> Recipe:
@@ -211,6 +211,8 @@ def from_yaml(text: str, before: Draft) -> Draft:
     Raises:
         InvalidRecipeError: It is not YAML, or no recipe.
     """
+    import yaml
+
     try:
         body = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:

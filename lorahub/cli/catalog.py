@@ -57,7 +57,10 @@ def ls(
         str | None,
         typer.Option("--search", help="Has these words, best first; as `lorahub search`."),
     ] = None,
-    sort: Annotated[str, typer.Option("--sort", help="name, created, rank, size, base.")] = "name",
+    sort: Annotated[
+        str,
+        typer.Option("--sort", help="name, created, rank, size, base, or a suite's SUITE.FIGURE."),
+    ] = "name",
     reverse: Annotated[bool, typer.Option("--reverse", help="Descending order.")] = False,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Rows to show.")] = 50,
     offset: Annotated[int, typer.Option("--offset", min=0, help="Rows to skip.")] = 0,

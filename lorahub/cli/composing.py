@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,8 +110,10 @@ def compose(
     parameters: dict[str, Any],
     name: str | None,
     output: Path | None,
-) -> Recipe:
+) -> tuple[Recipe, AbstractContextManager[None]]:
     """The recipe that the words of ``lorahub merge`` mean: those of a file, or its sources.
+
+    With it comes the context in which errors about it name the line of its file.
 
     Args:
         sources: ``REF[:WEIGHT]`` texts, or one recipe file.
@@ -125,7 +128,7 @@ def compose(
         InvalidRecipeError: They make no recipe.
     """
     from lorahub.recipe import make_recipe
-    from lorahub.recipe_file import load_recipe
+    from lorahub.recipe_file import RecipeFile, load_recipe
 
     parameters = {k: v for k, v in parameters.items() if v is not None}
     if output is not None and seems_url(str(output)):
@@ -151,12 +154,11 @@ def compose(
             raise UsageError(
                 f"--{asked[0]} cannot be given beside a recipe", hint="write it into the recipe"
             )
-        return recipe.model_copy(
-            update={"output": recipe.output.model_copy(update=where)} if where else {}
-        )
+        update = {"output": recipe.output.model_copy(update=where)} if where else {}
+        return recipe.model_copy(update=update), RecipeFile(Path(sources[0])).located()
     if options["method"] is None:
         raise UsageError("a merge needs --method", hint="see `lorahub methods`; auto chooses one")
     body = {k: v for k, v in options.items() if v is not None}
     common, parsed = parse_weights(weights_for, [parse_source(s) for s in sources])
     body |= {"sources": parsed, "weights": common, "parameters": parameters}
-    return make_recipe(body | {"output": where}, "command line")
+    return make_recipe(body | {"output": where}, "command line"), nullcontext()

@@ -99,8 +99,8 @@ def merge(
             "base": base,
         }
         given = {"rank": parse_rank(rank), "energy": energy} | parse_parameters(parameter or [])
-        recipe = compose(sources, weights_for or [], options, given, name, output)
-        with sink.progress(events=lines) as listener, Workspace.open() as workspace:
+        recipe, located = compose(sources, weights_for or [], options, given, name, output)
+        with located, sink.progress(events=lines) as listener, Workspace.open() as workspace:
             if dry_run:
                 plan = workspace.plan(recipe, listener=listener)
                 print_plan(plan, "merge", as_json=as_json or lines)

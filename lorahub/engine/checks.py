@@ -39,7 +39,7 @@ def check_numbers(
             hint="use method 'karcher' for more",
         )
     seen: set[str] = set()
-    for adapter, weight in zip(adapters, weights, strict=True):
+    for i, (adapter, weight) in enumerate(zip(adapters, weights, strict=True)):
         if not math.isfinite(weight):
             raise InvalidRecipeError(
                 f"the weight of '{adapter.name}' is {weight}, not a finite number",
@@ -50,6 +50,7 @@ def check_numbers(
                 f"method '{method.name}' weighs all adapters alike, but '{adapter.name}' has "
                 f"weight {weight:g}",
                 hint="drop the weights, or use method 'svd'",
+                key=("sources", i, "weight"),
             )
         if adapter.name in seen:
             raise InvalidRecipeError(
@@ -73,12 +74,13 @@ def check_patterns(
             f"{len(adapters)} adapters but {len(patterns)} sets of weights by pattern",
             hint="give one for each adapter, empty where there is nothing to say",
         )
-    for adapter, some in zip(adapters, patterns, strict=True):
+    for i, (adapter, some) in enumerate(zip(adapters, patterns, strict=True)):
         if some and method.equal_weights:
             raise InvalidRecipeError(
                 f"method '{method.name}' weighs all adapters alike, but '{adapter.name}' has "
                 f"weights by pattern ('{next(iter(some))}')",
                 hint="drop the weights, or use method 'svd'",
+                key=("sources", i, "weights"),
             )
         for pattern, weight in some.items():
             if not math.isfinite(weight):
@@ -150,6 +152,7 @@ def check_rank(rank: object, modules: Sequence[PlannedModule], notes: list[str])
         raise InvalidRecipeError(
             f"rank {rank} is above the largest possible rank, {most}",
             hint=f"choose a rank from 1 to {most}, or method 'cat' for all of them",
+            key=("parameters", "rank"),
         )
     short = [name for name, limit in possible.items() if limit < rank]
     if short:

@@ -317,7 +317,9 @@ def _group(
     """Members by module name; shapes and kinds are checked to agree."""
     found: dict[str, list[Member]] = defaultdict(list)
     for index, adapter in enumerate(adapters):
-        weight_of = module_weights(adapter, weights[index], patterns[index])
+        weight_of = module_weights(
+            adapter, weights[index], patterns[index], ("sources", index, "weights")
+        )
         for module in adapter.info.modules:
             first = found[module.name][0] if found[module.name] else None
             if first is not None:

@@ -73,6 +73,7 @@ def budget_for(
                 f"{why} needs a budget",
                 hint="give --budget as bytes (40MB), a reduction (30%), an average rank (rank 8) "
                 "or parameters (2M params)",
+                key=("method",) if method.allocation else ("allocate",),
             )
         return None
     widths = [m.d_in + m.d_out for m in modules]

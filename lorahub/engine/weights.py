@@ -15,6 +15,8 @@ from lorahub.formats.expressions import SECONDS, Allowance, Expression
 WeightsFor = Mapping[str, float]
 """Weights by pattern, in the order in which they are tried."""
 
+Key = tuple[int | str, ...]
+
 
 def spread(
     common: WeightsFor, own: Sequence[WeightsFor], adapters: Sequence[Adapter]
@@ -31,18 +33,20 @@ def spread(
     """
     allowance = Allowance()
     names = [[m.name for m in a.info.modules] for a in adapters]
-    useful = {p: [bool(_found(p, some, allowance)) for some in names] for p in common}
+    useful = {p: [bool(_found(p, some, allowance, ("weights",))) for some in names] for p in common}
     for pattern, used in useful.items():
         if not any(used):
-            raise _matches_nothing(pattern, "any source", names[0])
+            raise _matches_nothing(pattern, "any source", names[0], ("weights",))
     return [
         dict(some) | {p: w for p, w in common.items() if useful[p][i] and p not in some}
         for i, some in enumerate(own)
     ]
 
 
-def module_weights(adapter: Adapter, weight: float, patterns: WeightsFor) -> dict[str, float]:
-    """The weight of ``adapter`` by module name.
+def module_weights(
+    adapter: Adapter, weight: float, patterns: WeightsFor, at: Key = ()
+) -> dict[str, float]:
+    """The weight of ``adapter`` by module name; ``at`` is the key of ``patterns`` in a recipe.
 
     Raises:
         InvalidRecipeError: A pattern is in no module's name, or cannot be used.
@@ -52,33 +56,36 @@ def module_weights(adapter: Adapter, weight: float, patterns: WeightsFor) -> dic
     allowance = Allowance()
     # The first that matches decides: it is written last.
     for pattern, other in reversed(list(patterns.items())):
-        found = _found(pattern, names, allowance)
+        found = _found(pattern, names, allowance, at)
         if not found:
-            raise _matches_nothing(pattern, f"'{adapter.name}'", names)
+            raise _matches_nothing(pattern, f"'{adapter.name}'", names, at)
         weights |= dict.fromkeys(found, float(other))
     return weights
 
 
-def _found(pattern: str, names: Iterable[str], allowance: Allowance) -> list[str]:
+def _found(pattern: str, names: Iterable[str], allowance: Allowance, at: Key) -> list[str]:
     """The names that hold ``pattern``."""
     expression = Expression(pattern, allowance)
     if not expression.usable:
         raise InvalidRecipeError(
             f"weights: pattern '{pattern[:200]}' is not a regular expression that can be used",
             hint="correct it; plain parts of module names work, dots written as '\\.'",
+            key=(*at, pattern),
         )
     found = [name for name in names if expression.search(name)]
     if not expression.usable:
         raise InvalidRecipeError(
             f"weights: pattern '{pattern[:200]}' takes over {SECONDS:g} s to match",
             hint="write it without nested repetitions",
+            key=(*at, pattern),
         )
     return found
 
 
-def _matches_nothing(pattern: str, where: str, names: Sequence[str]) -> InvalidRecipeError:
+def _matches_nothing(pattern: str, where: str, names: Sequence[str], at: Key) -> InvalidRecipeError:
     example = f" such as '{names[0]}'" if names else ""
     return InvalidRecipeError(
         f"weights: pattern '{pattern}' matches no module of {where}",
         hint=f"patterns are looked for in module names{example}; `lorahub show` lists them",
+        key=(*at, pattern),
     )

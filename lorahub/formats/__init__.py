@@ -21,6 +21,7 @@ __all__ = [
     "described",
     "find_pickle",
     "find_weights",
+    "has_weights",
     "inspect",
     "outline",
     "peft",
@@ -146,6 +147,13 @@ def find_weights(folder: Path) -> Path:
     raise InvalidAdapterError(
         f"{folder}: is not an adapter: it has no adapter_model.safetensors",
         hint="name the folder that holds adapter_config.json and adapter_model.safetensors",
+    )
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether any file of a folder may hold weights, readable or not."""
+    return find_pickle(folder) is not None or any(
+        any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.npz")
     )
 
 

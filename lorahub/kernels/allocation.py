@@ -153,6 +153,7 @@ def _check_floor(costs: Sequence[NDArray[np.int64]], budget: int, floor: int) ->
             f"a budget of {budget} parameters is too small: rank 1 in every module takes "
             f"{smallest}",
             hint=f"give a budget of at least {smallest} parameters",
+            key=("budget",),
         )
 
 
@@ -256,7 +257,7 @@ def parse_budget(
             raise _unreadable(text)
     if parameters < 1:
         raise InvalidRecipeError(
-            f"budget '{text}' leaves no parameter", hint="give a larger budget"
+            f"budget '{text}' leaves no parameter", hint="give a larger budget", key=("budget",)
         )
     return int(parameters)
 
@@ -281,4 +282,5 @@ def _unreadable(text: object) -> InvalidRecipeError:
         f"budget '{text}' cannot be read",
         hint="write parameters (2000000, '2M params'), bytes (40MB, 512KiB), an average rank "
         "('rank 8') or a reduction (30%)",
+        key=("budget",),
     )

@@ -243,8 +243,20 @@ class _Coder:
             fewer = search(lambda f: measure(generous, 1 / f), slope=sign, floor=1.0)
             outcomes += [fewer.best] if fewer.best else []
         if bytes_budget is not None:
+            if found.slack > _GAP and found.best and found.outside is None:
+                outcomes += self._finer(found.inside or floor, bytes_budget, len(found.best[0]))
             return min(outcomes, key=lambda o: o[1])[0] if outcomes else None
         return min((body for body, _ in outcomes), key=len, default=None)
+
+    def _finer(self, factor: float, budget: int, spent: int) -> list[tuple[bytes, float]]:
+        """A pack that spends, on fine integers, what the finest tables leave of a budget."""
+        spare = budget - spent
+        for _ in range(_EXPECTED):
+            body, worst = self._encode(factor, spare=spare)
+            if len(body) <= budget:
+                return [(body, worst)]
+            spare -= len(body) - budget
+        return []
 
     def least(self) -> int:
         """Bytes of a pack that keeps nothing."""
@@ -258,8 +270,13 @@ class _Coder:
             if flag & PUBLIC
         })  # fmt: skip
 
-    def _encode(self, factor: float, share: float = 1.0) -> tuple[bytes, float]:
-        """The pack with all steps times ``factor``, and the largest error of its members."""
+    def _encode(self, factor: float, share: float = 1.0, spare: int = 0) -> tuple[bytes, float]:
+        """The pack with all steps times ``factor``, and the largest error of its members.
+
+        Of the ranks that are worth their bits, ``share`` are kept; ``spare`` bytes are there for
+        fine integers where these do better.
+        """
+        whole = sum(source.parameters for source in self._sources.values())
         members = {i: source.at(factor) for i, source in self._sources.items()}
         if not self._chosen:
             flags = choose(list(members.values()))
@@ -284,10 +301,12 @@ class _Coder:
             if first != i:
                 described.append(fields | {"codec": "same", "as": first})
                 continue
-            more, data = _member(self._sources[i], members[i], share, pool, charge)
+            source = self._sources[i]
+            part = spare * source.parameters // whole
+            more, data = _member(source, members[i], share, pool, charge, part)
             sections.append(Section(f"member.{i}", "U8", (len(data),), data))
             described.append(fields | more)
-            self._sources[i].reached = more["error"]
+            source.reached = more["error"]
             worst = max(worst, more["error"])
         body = assemble(index, sections)
         self._tried += 1
@@ -296,12 +315,12 @@ class _Coder:
 
 
 def _member(
-    source: Source, member: Member, share: float, pool: Pool, charge: int
+    source: Source, member: Member, share: float, pool: Pool, charge: int, spare: int
 ) -> tuple[dict[str, Any], bytes]:
     """Index fields and data of one adapter: water-filled, unless a baseline does better.
 
     The baselines get the bytes that water-filling took, ``charge`` for its part of the public
-    rows included; the table of all is kept.
+    rows included; the table of all is kept. Fine integers get ``spare`` more, if there are any.
     """
     deltas = source.deltas
     encoding = encode_next(pool, member, source.flags, share)
@@ -310,8 +329,11 @@ def _member(
     errors = encoding.errors
     best = relative(errors.sum(), source.energy)
     table = [["waterfill", budget, best]]
-    for name, choices in baselines.CHOICES.items():
-        plain, factors = baselines.encode(deltas, choices, budget)
+    choices = [(name, bits, budget) for name, bits in baselines.CHOICES.items()]
+    if spare > 0:
+        choices.append(("fine integers", baselines.FINE, budget + spare))
+    for name, bits, most in choices:
+        plain, factors = baselines.encode(deltas, bits, most)
         left = np.array(
             [waterfill.squared_error(d, f) for d, f in zip(deltas, factors, strict=True)]
         )

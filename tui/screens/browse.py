@@ -15,7 +15,7 @@ from store.listing import SORTS
 from tui import listing
 from tui.acting import app_of
 from tui.actions import bindings
-from tui.basket import why_not
+from tui.basket import why_not_row
 from tui.listing import Entry
 from tui.query import Query, parse, toggled
 from tui.screens.browse_deeds import BrowseDeeds
@@ -39,6 +39,7 @@ class BrowseScreen(BrowseDeeds):
         self.filter = Query()
         self._restoring = True
         self._problems: dict[str, str] = {}
+        self._figures: tuple[str, ...] = ()
 
     def body(self) -> ComposeResult:
         """Facets, the filter over the table, details."""
@@ -104,6 +105,7 @@ class BrowseScreen(BrowseDeeds):
 
     def on_browse_reading_counted(self, event: BrowseReading.Counted) -> None:
         """Show the facets."""
+        self._figures = tuple(event.figures)
         if event.query == self.filter:
             self.query_one(Facets).show(event.facets, event.query.text)
 
@@ -139,14 +141,10 @@ class BrowseScreen(BrowseDeeds):
             shown = f"$ lorahub similar {event.name}\n\n{event.words}"
             self.query_one(Detail).show_similar(shown)
 
-    def on_browse_reading_picked(self, event: BrowseReading.Picked) -> None:
-        """Take it into the basket, or say why not."""
-        app = app_of(self)
-        reason = why_not(event.adapter, app.basket)
-        if reason is not None:
-            app.notify(reason, severity="warning", timeout=6, markup=False)
-            return
-        app.edit(app.draft.with_adapters([*self._basket(), event.adapter.name]))
+    def on_browse_reading_refused(self, event: BrowseReading.Refused) -> None:
+        """Say why it cannot be in the basket, and take it out again."""
+        app_of(self).notify(event.reason, severity="warning", timeout=6, markup=False)
+        self._take_out(event.name)
 
     def on_catalog_changed(self) -> None:
         """Read again."""
@@ -166,6 +164,10 @@ class BrowseScreen(BrowseDeeds):
 
     def _basket(self) -> list[str]:
         return [i.adapter for i in app_of(self).draft.inputs]
+
+    def _take_out(self, name: str) -> None:
+        app = app_of(self)
+        app.edit(app.draft.with_adapters(n for n in self._basket() if n != name))
 
     def _mark(self) -> None:
         """Draw marks and reasons anew after the basket changed."""
@@ -230,11 +232,14 @@ class BrowseScreen(BrowseDeeds):
 
     def do_pick(self) -> None:
         """Into the basket, or out of it."""
-        app, name = app_of(self), self.chosen
-        if name in self._basket():
-            app.edit(app.draft.with_adapters(n for n in self._basket() if n != name))
-        else:
-            self.read_adapter(name)
+        app, name, basket = app_of(self), self.chosen, self._basket()
+        if name in basket:
+            self._take_out(name)
+            return
+        # It is there before the next key comes; what its row does not tell is found out after.
+        if self.row is not None and why_not_row(self.row, app.basket) is None:
+            app.edit(app.draft.with_adapters([*basket, name]))
+        self.check_pick(name, basket)
 
     def do_use(self) -> None:
         """To Compose."""
@@ -246,7 +251,7 @@ class BrowseScreen(BrowseDeeds):
 
     def do_sort(self) -> None:
         """By the next key."""
-        keys, app = list(SORTS), app_of(self)
+        keys, app = [*SORTS, *self._figures], app_of(self)
         at = keys.index(app.state.sort) if app.state.sort in keys else -1
         app.remember(sort=keys[(at + 1) % len(keys)])
         self.load()

@@ -1,14 +1,13 @@
-"""What Browse does with one adapter: copy, look, verify, remove, pull, export, push."""
+"""What Browse does with one adapter: copy, look, verify, remove, pull, export, push.
+
+Dialogs are imported when they are opened: the first paint does not wait for them.
+"""
 
 from __future__ import annotations
 
 from store import AdapterSummary
 from tui.acting import app_of
-from tui.screens.ask import AskDialog
 from tui.screens.browse_reading import BrowseReading
-from tui.screens.confirm import ConfirmDialog
-from tui.screens.export import ExportDialog
-from tui.screens.push import PushDialog
 
 
 class BrowseDeeds(BrowseReading):
@@ -40,6 +39,8 @@ class BrowseDeeds(BrowseReading):
 
     def do_remove(self) -> None:
         """After a question."""
+        from tui.screens.confirm import ConfirmDialog
+
         name = self.chosen
         dialog = ConfirmDialog(
             f"Take {name} out of the catalog?",
@@ -55,6 +56,8 @@ class BrowseDeeds(BrowseReading):
 
     def do_pull(self) -> None:
         """Ask for a reference."""
+        from tui.screens.ask import AskDialog
+
         dialog = AskDialog("Pull", "owner/name[@revision], or a folder", "lorahub pull")
         self.app.push_screen(dialog, self._pull)
 
@@ -64,8 +67,12 @@ class BrowseDeeds(BrowseReading):
 
     def do_export(self) -> None:
         """Ask where to."""
+        from tui.screens.export import ExportDialog
+
         self.app.push_screen(ExportDialog(self.chosen))
 
     def do_push(self) -> None:
         """Ask where to."""
+        from tui.screens.push import PushDialog
+
         self.app.push_screen(PushDialog(self.chosen))

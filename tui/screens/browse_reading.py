@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 from textual import work
 from textual.message import Message
 
-from lorahub.adapter import Adapter
-from lorahub.errors import LorahubError
+from lorahub.errors import LorahubError, UsageError
 from tui import listing
 from tui.acting import app_of
+from tui.basket import why_not
 from tui.describe import Description, describe, neighbours
 from tui.jobs import ask
 from tui.listing import Entry
@@ -41,11 +42,13 @@ class BrowseReading(Room):
             self.query, self.count, self.rows = query, count, rows
 
     class Counted(Message):
-        """The facets of what the filter lets through."""
+        """The facets of what the filter lets through, and the figures there are to sort by."""
 
-        def __init__(self, query: Query, facets: Mapping[str, Mapping[str, int]]) -> None:
+        def __init__(
+            self, query: Query, facets: Mapping[str, Mapping[str, int]], figures: Sequence[str]
+        ) -> None:
             super().__init__()
-            self.query, self.facets = query, facets
+            self.query, self.facets, self.figures = query, facets, figures
 
     class Paged(Message):
         """A further page."""
@@ -68,15 +71,19 @@ class BrowseReading(Room):
             super().__init__()
             self.name, self.words = name, words
 
-    class Picked(Message):
-        """An adapter that the user wants in the basket."""
+    class Refused(Message):
+        """An adapter cannot be in the basket with those that are there, for a reason."""
 
-        def __init__(self, adapter: Adapter) -> None:
+        def __init__(self, name: str, reason: str) -> None:
             super().__init__()
-            self.adapter = adapter
+            self.name, self.reason = name, reason
 
     class Removed(Message):
         """An adapter left the catalog."""
+
+    def load(self) -> None:
+        """Read the first page anew."""
+        raise NotImplementedError
 
     @work(exclusive=True, group="list", exit_on_error=False)
     async def read_list(self, query: Query, sort: str, *, descending: bool) -> None:
@@ -89,7 +96,13 @@ class BrowseReading(Room):
             # Counting takes longer than listing, and nobody reads it while typing goes on.
             await asyncio.sleep(SETTLED)
             counts = await asyncio.to_thread(catalog.facets, query.where)
-            self.post_message(self.Counted(query, counts))
+            figures = await asyncio.to_thread(catalog.figures)
+            self.post_message(self.Counted(query, counts, figures))
+        except UsageError as error:
+            self.post_message(Complaint(error))
+            if sort != "name":  # the figure that it was sorted by is gone
+                app_of(self).remember(sort="name")
+                self.load()
         except LorahubError as error:
             self.post_message(Complaint(error))
 
@@ -129,12 +142,19 @@ class BrowseReading(Room):
             self.post_message(self.Resembled(name, spoken(error)))
 
     @work(thread=True, exit_on_error=False)
-    def read_adapter(self, name: str) -> None:
-        """Read the adapter that is to join the basket."""
+    def check_pick(self, name: str, others: Sequence[str]) -> None:
+        """Look into an adapter and those it joins: their modules tell what their rows do not."""
+        get = app_of(self).workspace.get
+        there = []
+        for other in others:
+            with suppress(LorahubError):  # the plan says what is wrong with it
+                there.append(get(other))
         try:
-            self.post_message(self.Picked(app_of(self).workspace.get(name)))
+            reason = why_not(get(name), there)
         except LorahubError as error:
-            self.post_message(Complaint(error))
+            reason = spoken(error)
+        if reason is not None:
+            self.post_message(self.Refused(name, reason))
 
     @work(thread=True, exit_on_error=False)
     def take_out(self, name: str) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from textual.app import ComposeResult
 from textual.containers import Container
 from textual.screen import Screen
-from textual.widgets import Footer
 
 from tui.acting import Acting, app_of
 from tui.widgets.basket_strip import BasketStrip
 from tui.widgets.command_line import CommandLine
+from tui.widgets.keys_line import KeysLine
 from tui.widgets.top_bar import TopBar
 
 
@@ -25,7 +25,7 @@ class Room(Acting, Screen[None]):
             yield from self.body()
         yield BasketStrip()
         yield CommandLine()
-        yield Footer(show_command_palette=False)
+        yield KeysLine()
 
     def body(self) -> ComposeResult:
         """The screen's own widgets."""
