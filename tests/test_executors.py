@@ -6,6 +6,8 @@ loss can be had; `tests/test_batch.py` and `tests/test_ray.py` have real ones.
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -137,6 +139,32 @@ def test_here_skips_what_is_hindered() -> None:
     found = list(Here().run(parts, lambda one: skipped if one.name == "b" else None, start))
     assert sorted(o.name for o in found) == ["a", "b", "b", "c"]
     assert [[one.name for one in group] for group in begun] == [["a", "c"]]
+
+
+CHILD = """\
+import os, signal
+from types import SimpleNamespace
+if __name__ != "__main__":  # the spawned process reads this file before anything else
+    os.kill(os.getpid(), signal.SIGINT)
+from lorahub.executors import Processes
+
+def start(listener):
+    return lambda group: list(group)
+
+if __name__ == "__main__":
+    item = SimpleNamespace(name="a", needs=frozenset())
+    made = Processes(1).run([(item,)], lambda _: None, start)
+    print([outcome.name for outcome in made])
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="this system has no masks")
+def test_ctrl_c_does_not_reach_a_process_that_only_begins(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(CHILD)
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("['a']\n", "")
 
 
 def test_which_executor() -> None:

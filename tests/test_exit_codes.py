@@ -92,6 +92,16 @@ def test_a_file_where_the_name_of_a_repository_could_stand(there: Path) -> None:
     assert "is a file, but an adapter is a folder" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "option", ["--scale 0", "--no-normalize", "--seed 1", "--rank 2", "-p k=0", "--weights-for q=0"]
+)
+def test_no_option_beside_a_recipe_is_passed_over(there: Path, option: str) -> None:
+    Path("r.yaml").write_text("method: svd\nsources: [{adapter: a}]\noutput: {name: x}\n")
+    done = run("merge", "r.yaml", *option.split())
+    assert done.exit_code == ExitCode.USAGE, done.stdout
+    assert "cannot be given beside a recipe" in done.stderr
+
+
 def test_a_file_in_place_of_its_folder_is_answered_by_the_folder(there: Path) -> None:
     done = run("merge", "../a/adapter_model.safetensors", "b", "--method", "cat", "--name", "x")
     assert done.exit_code == ExitCode.NOT_FOUND

@@ -14,6 +14,7 @@ from lorahub.errors import ExitCode
 if TYPE_CHECKING:
     from lorahub.batch import Forecast, Outcome
     from lorahub.recipe import Recipe
+    from lorahub.sweep import Sweep
 
 
 def batch(
@@ -35,7 +36,7 @@ def batch(
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Begin nothing more after a failure.")
     ] = False,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda[:N], mps.")] = "auto",
+    device: sink.Device = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say how many, how large and how long.")
     ] = False,
@@ -61,23 +62,16 @@ def batch(
         sweeps = gather(files)
         ask(sweeps, yes=yes)
         labels: dict[str, Mapping[str, str]] = {}
-
-        def recipes() -> Iterator[Recipe]:
-            for sweep in sweeps:
-                for recipe, own in sweep.labelled():
-                    output = recipe.output
-                    labels[output.name or (output.folder.name if output.folder else "")] = own
-                    yield recipe
-
+        recipes = _noting(sweeps, labels)
         with sink.progress(events=lines) as listener, Workspace.open() as workspace:
             if dry_run:
                 _print_forecast(
-                    workspace.forecast(recipes(), listener=listener), as_json=as_json or lines
+                    workspace.forecast(recipes, listener=listener), as_json=as_json or lines
                 )
                 return
             outcomes = list(
                 workspace.batch(
-                    recipes(),
+                    recipes,
                     to=to,
                     executor=choose(executor, jobs=jobs, address=address, device=device),
                     resume=resume,
@@ -89,6 +83,15 @@ def batch(
         if report is not None:
             write_report(report.absolute(), outcomes, labels)
         _print(outcomes, as_json=as_json, events=lines)
+
+
+def _noting(sweeps: Sequence[Sweep], labels: dict[str, Mapping[str, str]]) -> Iterator[Recipe]:
+    """The recipes of sweeps; the values of their axes go into ``labels``, by name of the result."""
+    for sweep in sweeps:
+        for recipe, own in sweep.labelled():
+            output = recipe.output
+            labels[output.name or (output.folder.name if output.folder else "")] = own
+            yield recipe
 
 
 def _print_forecast(forecast: Forecast, *, as_json: bool) -> None:

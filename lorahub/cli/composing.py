@@ -146,7 +146,9 @@ def compose(
         )
     if files:
         recipe = load_recipe(Path(sources[0]))
-        asked = [k for k, v in options.items() if v not in (None, 0)] + list(parameters)
+        # The seed of a command line that names none is 0.
+        given = [k for k, v in options.items() if v is not None and (k, v) != ("seed", 0)]
+        asked = given + list(parameters)
         asked += ["weights-for"] if weights_for else []
         if asked:
             raise UsageError(

@@ -73,7 +73,7 @@ def search_weights(
     ] = None,
     minimize: Annotated[bool, typer.Option("--minimize", help="Seek the smallest value.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the optimiser.")] = 0,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda[:N], mps.")] = "auto",
+    device: sink.Device = "auto",
     plot: Annotated[
         Path | None, typer.Option("--plot", help="SVG file for the best value so far.")
     ] = None,

@@ -31,9 +31,9 @@ def extract(
         typer.Option("--base", help="Hub id of the base model, where its folder tells none."),
     ] = None,
     output: sink.Output = None,
-    name: Annotated[str | None, typer.Option("--name", help="Catalog name of the result.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing result.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan.")] = False,
+    name: sink.Name = None,
+    force: sink.Force = False,
+    dry_run: sink.DryRun = False,
     events: Annotated[
         Literal["jsonl"] | None, typer.Option("--events", help="Events as JSON lines on stdout.")
     ] = None,

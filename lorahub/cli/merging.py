@@ -66,8 +66,8 @@ def merge(
     dtype: Annotated[str | None, typer.Option("--dtype", help="F32, F16 or BF16.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of all random choices.")] = 0,
     base: Annotated[str | None, typer.Option("--base", help="Base model of the result.")] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda[:N], mps.")] = "auto",
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Threads.")] = None,
+    device: sink.Device = "auto",
+    workers: sink.Workers = None,
     jobs: Annotated[
         int | None,
         typer.Option("--jobs", min=1, help="Parts at a time; 1 unless --executor is given."),
@@ -75,9 +75,9 @@ def merge(
     executor: sink.Executor = None,
     address: sink.Address = None,
     output: sink.Output = None,
-    name: Annotated[str | None, typer.Option("--name", help="Catalog name of the result.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing result.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only plan.")] = False,
+    name: sink.Name = None,
+    force: sink.Force = False,
+    dry_run: sink.DryRun = False,
     events: sink.Events = None,
     as_json: sink.Json = False,
 ) -> None:

@@ -17,8 +17,8 @@ def repro(
             metavar="REF|CARD", help="A merged adapter, its folder, README.md or recipe.yaml."
         ),
     ],
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda[:N], mps, auto.")] = "cpu",
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Threads.")] = None,
+    device: sink.Device = "cpu",
+    workers: sink.Workers = None,
     remote: sink.Remote = None,
     endpoint: sink.Endpoint = None,
     token_env: sink.TokenEnv = None,

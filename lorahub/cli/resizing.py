@@ -19,9 +19,6 @@ Dtype = Annotated[
     str | None, typer.Option("--dtype", help="F32, F16 or BF16; the adapter's own if none.")
 ]
 Base = Annotated[str | None, typer.Option("--base", help="Base model, if the adapter names none.")]
-Name = Annotated[str | None, typer.Option("--name", help="Catalog name of the result.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only plan.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing result.")]
 
 
 def resize(
@@ -35,9 +32,9 @@ def resize(
     dtype: Dtype = None,
     base: Base = None,
     output: sink.Output = None,
-    name: Name = None,
-    force: Force = False,
-    dry_run: DryRun = False,
+    name: sink.Name = None,
+    force: sink.Force = False,
+    dry_run: sink.DryRun = False,
     as_json: sink.Json = False,
 ) -> None:
     """Cut the ranks of one adapter as well as possible (SVD); every module keeps a rank."""
@@ -63,9 +60,9 @@ def prune(
     dtype: Dtype = None,
     base: Base = None,
     output: sink.Output = None,
-    name: Name = None,
-    force: Force = False,
-    dry_run: DryRun = False,
+    name: sink.Name = None,
+    force: sink.Force = False,
+    dry_run: sink.DryRun = False,
     as_json: sink.Json = False,
 ) -> None:
     """Drop the weakest ranks of one adapter, and modules that have no other."""

@@ -48,6 +48,11 @@ Output = Annotated[
     Path | None,
     typer.Option("-o", "--output", metavar="FOLDER", parser=place, help="Folder of the result."),
 ]
+Name = Annotated[str | None, typer.Option("--name", help="Catalog name of the result.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing result.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only plan.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda[:N], mps.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Threads.")]
 Remote = Annotated[
     str | None, typer.Option("--remote", help="Name of a Hub in config.toml: [remotes.NAME].")
 ]

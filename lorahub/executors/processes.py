@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -49,12 +49,13 @@ class _Pool(Generic[T, R]):
         return ProcessPoolExecutor(self.jobs, self._context, _begin, (self._start, self._stop))
 
     def submit(self, group: Group[T]) -> Future[list[R]]:
-        with suppress(BrokenProcessPool):
+        with suppress(BrokenProcessPool), _deaf():
             return self._pool.submit(_make, group)
         # The others are being killed: they must let go of what they were writing first.
         self._pool.shutdown(wait=True)
         self._pool = self._begun()
-        return self._pool.submit(_make, group)
+        with _deaf():
+            return self._pool.submit(_make, group)
 
     def wait(self, handles: Collection[Future[list[R]]]) -> set[Future[list[R]]]:
         return wait(handles, return_when=FIRST_COMPLETED).done
@@ -68,6 +69,19 @@ class _Pool(Generic[T, R]):
     def close(self) -> None:
         self._stop.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ctrl-C waits, and never reaches processes that are begun meanwhile, even at their start."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _worker: Worker[Any, Any] | None = None
