@@ -90,6 +90,9 @@ def closing_run(catalog: Catalog, run_id: int) -> Iterator[None]:
     except KeyboardInterrupt:
         catalog.end_run(run_id, "interrupted", "interrupted by the user")
         raise
+    except SystemExit:  # as Ray ends workers whose batch is gone
+        catalog.end_run(run_id, "interrupted", "the process was told to end")
+        raise
     except BaseException as error:
         catalog.end_run(run_id, "failed", str(error))
         raise

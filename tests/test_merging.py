@@ -64,6 +64,24 @@ def test_a_replacement_that_fails_loses_nothing(
     assert not workspace.catalog.check()
 
 
+@pytest.mark.parametrize("told", [KeyboardInterrupt(), SystemExit(1)])
+def test_a_process_that_is_told_to_end_was_interrupted(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, told: BaseException
+) -> None:
+    """By its user, or by a signal that its host turns into an exit, as Ray does in its workers."""
+
+    def end(*_: object, **__: object) -> None:
+        raise told
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lorahub.engine.verify.verify_all", end)
+        with pytest.raises(type(told)):
+            merge(workspace, "svd")
+    assert [run.state for run in workspace.catalog.runs(limit=2)] == ["interrupted"]
+    assert not list(workspace.config.adapters.iterdir())
+    assert merge(workspace, "svd").state == "merged"
+
+
 @pytest.mark.parametrize(
     ("method", "options"),
     [
