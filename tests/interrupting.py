@@ -42,6 +42,9 @@ class Interruption:
             return
         if self._at == f"{Path(code.co_filename).stem}:{code.co_qualname}":
             self.sent = True
+            # CPython 3.11 spins in a profiled thread until the main one has seen the signal, which
+            # it does not where it was about to wait for just that thread.
+            sys.setprofile(None)
             os.kill(os.getpid(), signal.SIGINT)
 
 
