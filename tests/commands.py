@@ -25,8 +25,13 @@ LORAHUB = [sys.executable, "-c", "from lorahub.cli.main import run; run()"]
 
 def call(*words: object, env: Mapping[str, str] | None = None, **options: Any) -> Any:
     """Run a command as a process."""
+    return process(*LORAHUB, *words, env=env, **options)
+
+
+def process(*words: object, env: Mapping[str, str] | None = None, **options: Any) -> Any:
+    """Run a program in the project's folder, its stdout and stderr apart."""
     return subprocess.run(
-        [*LORAHUB, *map(str, words)],
+        [*map(str, words)],
         capture_output=True,
         text=True,
         cwd=ROOT,

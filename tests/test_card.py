@@ -196,9 +196,10 @@ def test_hostile_text_breaks_neither_metadata_nor_table(
         *("library_name", "base_model", "base_model_relation"),
         *("license", "tags", "pipeline_tag"),
     }
-    assert set(card.data.to_dict()) <= known
-    assert card.data.library_name == "peft"
-    assert isinstance(card.data.to_dict().get("license", ""), str)
+    data = card.data.to_dict()
+    assert set(data) <= known
+    assert data["library_name"] == "peft"
+    assert isinstance(data.get("license", ""), str)
     assert [cells(row) for row in table(text)] == [4, 4, 4, 4]
     benign = outside(card_of(record(notes=("x",))))
     lines = outside(card.text)

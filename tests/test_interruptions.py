@@ -21,7 +21,7 @@ import pytest
 
 from lorahub import formats
 from lorahub.record import Record
-from tests.commands import LORAHUB, call_here, entries, ok_here
+from tests.commands import LORAHUB, call_here, entries, ok_here, process
 from tests.conftest import EXAMPLES, ROOT, write_adapter
 from tests.interrupting import problems
 from tests.test_cli import filled
@@ -206,15 +206,8 @@ def interrupt(
     functions: tuple[str, ...], *words: object, env: dict[str, str] | None = None
 ) -> None:
     """Rounds of `tests.interrupting`, all of which must go well."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.interrupting", ",".join(functions), *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **(env or {})},
-        timeout=120,
-        check=False,
-    )
+    child = (sys.executable, "-m", "tests.interrupting", ",".join(functions))
+    done = process(*child, *words, env=env)
     assert done.returncode == 0, done.stderr
     rounds = [json.loads(line) for line in done.stdout.splitlines()]
     assert [one["at"] for one in rounds] == list(functions)

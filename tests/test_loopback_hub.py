@@ -291,7 +291,8 @@ def test_list_models_fields(listed: LoopbackHub, api: HfApi) -> None:
 def test_model_info_with_files(hub: LoopbackHub, api: HfApi) -> None:
     repo = hub.add_repo("ann/x", adapter())
     info = api.model_info("ann/x", files_metadata=True)
-    assert (info.sha, info.author, info.library_name) == (repo.sha, "ann", "peft")
+    found = [vars(info)[field] for field in ("sha", "author", "library_name")]
+    assert found == [repo.sha, "ann", "peft"]
     assert info.tags == [
         *("peft", "safetensors", "text-generation", "lora"),
         *("base_model:org/base", "base_model:adapter:org/base", "license:apache-2.0"),

@@ -150,12 +150,17 @@ def _die_once(mark: Path) -> None:
     _within_merges(mark.parent, die)
 
 
+def _forever() -> None:
+    """Until Ray interrupts the task, which Python sees between two steps, never within one."""
+    while True:
+        time.sleep(0.05)
+
+
 def _hang(mark: Path) -> None:
     def hang() -> None:
         if not mark.with_suffix(".over").exists():
             mark.touch()
-            while True:
-                time.sleep(0.05)  # in steps, between which Ray's interruption is seen
+            _forever()
 
     _within_merges(mark.parent, hang)
 
@@ -244,8 +249,7 @@ def _die_in_part(mark: Path, times: int) -> None:
 def _hang_in_part(mark: Path) -> None:
     def hang() -> None:
         mark.touch()
-        while True:
-            time.sleep(0.05)  # as above
+        _forever()
 
     _within_parts(hang)
 

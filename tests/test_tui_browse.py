@@ -428,42 +428,34 @@ def test_queries() -> None:
     assert toggled("", "base", "my base") == 'base:"my base"'
 
 
-def test_no_torch_in_the_process_of_the_screen(filled: Path) -> None:
+def imported(home: Path, scenario: str, *modules: str) -> list[str]:
+    """Which of some modules are there in a process that has run the lines of a scenario."""
     code = (
         "import asyncio, sys, json\n"
         "from pathlib import Path\n"
         "from tests.terminal import run\n"
-        "async def scenario(t):\n"
-        "    for key in '1','2','3','4','5','6','1':\n"
-        "        await t.press(key)\n"
-        f"run(Path({str(filled)!r}), scenario)\n"
-        "print(json.dumps([m for m in ('torch', 'sklearn', 'peft', 'transformers')"
-        " if m in sys.modules]))\n"
+        f"async def scenario(t):\n    {scenario}\n"
+        f"run(Path({str(home)!r}), scenario)\n"
+        f"print(json.dumps([m for m in {modules!r} if m in sys.modules]))\n"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
         cwd=Path(__file__).parent.parent,
     )  # fmt: skip
-    assert json.loads(out.stdout.splitlines()[-1]) == []
+    return list(json.loads(out.stdout.splitlines()[-1]))
+
+
+def test_no_torch_in_the_process_of_the_screen(filled: Path) -> None:
+    scenario = "for key in '1234561': await t.press(key)"
+    assert imported(filled, scenario, "torch", "sklearn", "peft", "transformers", "textual") == [
+        "textual"
+    ]
 
 
 def test_first_screen_waits_for_nothing_that_it_does_not_need(filled: Path) -> None:
-    code = (
-        "import sys, json\n"
-        "from pathlib import Path\n"
-        "from tests.terminal import run\n"
-        "async def scenario(t):\n"
-        "    assert 'languages' in t.screen\n"
-        f"run(Path({str(filled)!r}), scenario)\n"
-        "print(json.dumps([m for m in ('alembic', 'huggingface_hub', 'numpy', 'pydantic', 'yaml',"
-        " 'markdown_it', 'sqlalchemy.orm', 'tui.screens.dialog', 'tui.screens.compose')"
-        " if m in sys.modules]))\n"
-    )
-    out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        cwd=Path(__file__).parent.parent,
-    )  # fmt: skip
-    assert json.loads(out.stdout.splitlines()[-1]) == []
+    late = ("alembic", "huggingface_hub", "numpy", "pydantic", "yaml", "markdown_it",
+            "sqlalchemy.orm", "tui.screens.dialog", "tui.screens.compose")  # fmt: skip
+    assert imported(filled, "assert 'languages' in t.screen", *late) == []
 
 
 def test_click_on_a_key_of_the_last_line_presses_it(filled: Path) -> None:
