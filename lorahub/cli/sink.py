@@ -262,11 +262,19 @@ def _bars(bars: Any) -> Callable[[Event], None]:  # noqa: ANN401 - rich is impor
         elif isinstance(event, Advanced):
             bars.update(tasks[event.phase], completed=event.done)
         elif isinstance(event, Warned):
-            bars.console.print(f"warning: {event.message}", markup=False, highlight=False)
+            for line in _warning(event):
+                bars.console.print(line, markup=False, highlight=False)
 
     return listen
 
 
 def _warnings_only(event: Event) -> None:
     if isinstance(event, Warned):
-        note(f"warning: {event.message}")
+        for line in _warning(event):
+            note(line)
+
+
+def _warning(event: Warned) -> Iterator[str]:
+    yield f"warning: {event.message}"
+    if event.hint:
+        yield f"hint: {event.hint}"
