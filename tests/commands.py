@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from lorahub.cli.main import app
 from tests.conftest import ROOT
 
-LORAHUB = [sys.executable, "-c", "from lorahub.cli.main import run; run()"]
+LORAHUB = [sys.executable, "-c", "from lorahub.__main__ import run; run()"]
 
 
 def call(*words: object, env: Mapping[str, str] | None = None, **options: Any) -> Any:

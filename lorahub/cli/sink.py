@@ -216,7 +216,10 @@ def fail(error: LorahubError, command: str, *, as_json: bool) -> NoReturn:
 
 @contextmanager
 def errors(command: str, *, as_json: bool = False, events: bool = False) -> Iterator[None]:
-    """The one error table: lorahub's errors and Ctrl-C become messages and exit codes."""
+    """The one error table: lorahub's errors and Ctrl-C become messages and exit codes.
+
+    What Ctrl-C did is said by `lorahub.__main__`, wherever it came.
+    """
     try:
         yield
     except LorahubError as error:
@@ -226,7 +229,6 @@ def errors(command: str, *, as_json: bool = False, events: bool = False) -> Iter
     except KeyboardInterrupt:
         if events:
             print_event(Failed("interrupted", "interrupted by the user", None))
-        note("interrupted: nothing half-written is left; repeat the command to go on")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
