@@ -13,6 +13,7 @@ import pytest
 import typer.testing
 
 from tests.postgres import Databases, server
+from tui import heed_interrupts
 
 pytest_plugins = ["tests.loopback_hub.fixtures"]
 
@@ -22,6 +23,9 @@ EXAMPLES = ROOT / "examples" / "adapters"
 # One thread per test process, for tests run side by side, and the same bytes whatever runs.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Where a shell runs the tests in its background, the processes that they interrupt heed it too.
+heed_interrupts()
 
 # Each call of a command would build all sixty of them again, in 50 ms.
 typer.testing._get_command = cache(typer.testing._get_command)

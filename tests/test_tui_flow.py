@@ -266,7 +266,7 @@ def test_killed_job_is_repeated_and_outlives_the_application(slow: Path) -> None
         await t.press("4")
         assert "interrupted" in t.screen
         await t.press("r")
-        await t.until(lambda: t.app.running[0].pid is not None)
+        await t.until(lambda: len(t.app.running) == 2 and t.app.running[0].pid is not None)
         await t.press("q")
         assert isinstance(t.app.screen, LeaveDialog)
         assert "merge a" in t.screen
@@ -274,7 +274,7 @@ def test_killed_job_is_repeated_and_outlives_the_application(slow: Path) -> None
         await t.pilot.pause()
 
     async def second(t: Terminal) -> None:
-        assert [j.title for j in t.app.running] == ["merge a", "merge a"]
+        await t.until(lambda: [j.title for j in t.app.running] == ["merge a", "merge a"])
         await t.done("merge")
         assert t.app.running[0].state == "finished"
         await t.press("4", "space", "j")
