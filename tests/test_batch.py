@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from lorahub.errors import (
     UsageError,
 )
 from lorahub.events import Advanced, Event, PhaseStarted, Warned
-from lorahub.output import new_folder
+from lorahub.merging import Merger
+from lorahub.output import new_folder, writing
 from lorahub.recipe import Recipe, make_recipe
 from lorahub.reporting import markdown
 from lorahub.sweep import load_sweep
@@ -247,6 +249,46 @@ def test_two_batches_on_the_same_outputs(workspace: Workspace) -> None:
         assert all("right now" in why for why in odd), odd
     assert set(states(workspace.batch(numbered(6))).values()) == {"unchanged"}
     assert not workspace.catalog.check()
+
+
+def test_a_result_that_comes_while_it_is_looked_for(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process ends its merge between two looks: what it made is taken, not replaced."""
+    other_writes, looked = ExitStack(), Merger.is_there
+    target, locks = workspace.config.adapters / "a", workspace.config.home / "locks"
+    other_writes.enter_context(writing(target, locks))
+
+    def end_meanwhile(self: Merger, *words: Any) -> bool:
+        found = looked(self, *words)
+        monkeypatch.setattr(Merger, "is_there", looked)
+        other_writes.close()
+        with Workspace.open(workspace.config.home) as other:
+            assert states(other.batch([recipe("a")])) == {"a": "merged"}
+        return found
+
+    monkeypatch.setattr(Merger, "is_there", end_meanwhile)
+    assert states(workspace.batch([recipe("a")], resume=True)) == {"a": "unchanged"}
+    assert [run.state for run in workspace.catalog.runs()] == ["finished"]
+
+
+def test_a_result_in_its_place_is_catalogued_by_who_made_it(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes that both did would each find the other's name taken."""
+    met: list[Any] = []
+    catalogue = Merger._catalogue
+
+    def met_by_another(self: Merger, *words: Any) -> Any:
+        monkeypatch.setattr(Merger, "_catalogue", catalogue)
+        with Workspace.open(workspace.config.home) as other:
+            met.extend(other.batch([recipe("a")], resume=True))
+        return catalogue(self, *words)
+
+    monkeypatch.setattr(Merger, "_catalogue", met_by_another)
+    assert states(workspace.batch([recipe("a")])) == {"a": "merged"}
+    assert "is writing it right now" in str(met[0].error)
+    assert [run.state for run in workspace.catalog.runs()] == ["finished"]
 
 
 def numbered(count: int) -> list[Recipe]:

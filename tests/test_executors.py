@@ -116,6 +116,17 @@ def test_one_that_kills_its_process_takes_no_other_with_it() -> None:
     assert states == {"m0": "merged", "m1": "merged", "m2": "failed", "m3": "merged"}
 
 
+def test_what_has_ended_meanwhile_comes_in_the_order_it_was_begun() -> None:
+    class Together(Table):
+        def wait(self, handles: Collection[int]) -> list[int]:
+            return sorted(handles, reverse=True)
+
+    parts = [(item(f"m{i}", "x"),) for i in range(6)]
+    pool = Together(2, {"m1": 1}, None, set())
+    found = [outcome.name for outcome in spread(parts, lambda _: None, pool)]
+    assert found == ["m0", "m2", "m3", "m1", "m4", "m5"]
+
+
 def test_closing_closes_the_pool() -> None:
     pool = Table(1, {}, lambda strategy: strategy.elements[0], set())
     outcomes = spread([(item("a", "x"),), (item("b", "x"),)], lambda _: None, pool)
