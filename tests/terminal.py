@@ -15,6 +15,7 @@ from textual.pilot import Pilot
 from textual.worker import WorkerState
 
 from lorahub.workspace import Workspace
+from tests.waiting import PATIENCE
 from tui.app import LorahubApp
 
 NARROW, WIDE = (80, 24), (120, 36)
@@ -56,9 +57,9 @@ class Terminal:
             quiet = 0 if busy or not (waiting or enough) else quiet + 1
             await asyncio.sleep(0.005)
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 240) -> None:
+    async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for what another process does; fail with the screen if it does not come."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < end, self.screen
             await asyncio.sleep(0.02)

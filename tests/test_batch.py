@@ -35,6 +35,7 @@ from lorahub.reporting import markdown
 from lorahub.sweep import load_sweep
 from lorahub.workspace import Workspace
 from tests.conftest import write_adapter
+from tests.waiting import PATIENCE
 
 SHAPES = {"layers.0.q_proj": (24, 32, 3), "layers.1.v_proj": (16, 32, 3)}
 
@@ -241,7 +242,7 @@ def test_two_batches_on_the_same_outputs(workspace: Workspace) -> None:
     words = [sys.executable, "-m", "tests.test_batch", "6"]
     both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for child in both:
-        out, _ = child.communicate(timeout=300)
+        out, _ = child.communicate(timeout=PATIENCE)
         assert child.returncode == 0
         done = json.loads(out)
         # A merge that met the other's lock is an honest conflict, and the only kind of failure.

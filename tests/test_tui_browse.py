@@ -20,6 +20,7 @@ from store import AdapterFilter
 from store.models import adapter_table
 from tests.conftest import EXAMPLES, write_adapter
 from tests.terminal import NARROW, WIDE, Terminal, run
+from tests.waiting import PATIENCE
 from tui.actions import ACTIONS, binding_id
 from tui.app import LorahubApp
 from tui.query import parse, toggled
@@ -103,7 +104,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
     get = Workspace.get
 
     def slow(self: Workspace, reference: str) -> Adapter:
-        assert gate.wait(60)
+        assert gate.wait(PATIENCE)
         return get(self, reference)
 
     monkeypatch.setattr(Workspace, "get", slow)
