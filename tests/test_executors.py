@@ -199,6 +199,32 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.hint == on_ray.INSTALL
 
 
+def test_what_is_about_to_end_on_a_cluster_is_not_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray aborts this process where both meet; and what waits is cancelled before what runs."""
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    ended, cancelled = {"soon over"}, []
+
+    def wait(handles: list[str], *, num_returns: int, timeout: float) -> tuple[Any, Any]:
+        assert num_returns == len(handles)
+        assert timeout > 0
+        return [h for h in handles if h in ended], [h for h in handles if h not in ended]
+
+    def cancel(handle: str, *, force: bool) -> None:
+        cancelled.append((handle, force))
+        if force or handle != "deaf":
+            ended.add(handle)
+
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "cancel", cancel)
+    pool: Any = object.__new__(on_ray._Pool)
+    pool._running = ["deaf", "soon over", "running", "waiting"]
+    pool.close()
+    one_by_one = [("waiting", False), ("running", False), ("deaf", False), ("deaf", True)]
+    assert cancelled == one_by_one
+
+
 def test_a_file_is_no_catalog_for_other_machines(home: Path) -> None:
     class Far(Here):
         hosts = ("far",)
