@@ -340,9 +340,9 @@ def test_no_network_is_a_state(home: Path, hf_home: Path, monkeypatch: pytest.Mo
     run(home, scenario)
 
 
-def test_events_reach_a_pipe_at_once(slow: Path) -> None:
+def test_events_reach_a_pipe_at_once(endless: Path) -> None:
     """Progress is only worth something while the work goes on."""
-    env = {k: v for k, v in environment(slow).items() if k != "PYTHONUNBUFFERED"}
+    env = {k: v for k, v in environment(endless).items() if k != "PYTHONUNBUFFERED"}
     words = ["merge", "one", "other", "--method", "ties", "--name", "x", "--events", "jsonl"]
     with subprocess.Popen(command(words), stdout=subprocess.PIPE, env=env) as child:
         assert child.stdout is not None
