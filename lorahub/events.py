@@ -31,9 +31,10 @@ class Advanced:
 
 @dataclass(frozen=True, slots=True)
 class Warned:
-    """Something the user should know that does not stop the work."""
+    """Something the user should know that does not stop the work, and what to do about it."""
 
     message: str
+    hint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

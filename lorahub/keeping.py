@@ -12,26 +12,20 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 from lorahub import storage
 from lorahub.adapter import Adapter
 from lorahub.config import Config
+from lorahub.copies import COPIES, url_file
 from lorahub.errors import ConflictError, LorahubError
 from lorahub.events import Advanced, Listener, PhaseStarted, Warned
 from lorahub.output import is_being_written, partials, remove_folder
 from store import Catalog
 
 Kind = Literal["partial", "copy", "run", "orphan", "cached", "missing"]
-
-COPIES = {
-    "unpacked": "unpacked from a pack",
-    "converted": "converted from a pickle",
-    "stored": "downloaded from a storage URL",
-}
-"""Folders of the data folder whose contents are made again by the pull that made them."""
-
 
 FRESH_SECONDS = 3600
 """A younger copy may belong to a pull that is about to catalogue it."""
@@ -180,7 +174,7 @@ class Finder:
     def _remove(self, folder: Path, target: Path | None) -> None:
         if self._catalog.by_folder(folder) is not None:
             raise ConflictError(f"{folder}: was catalogued meanwhile")
-        remove_folder(folder, self._locks, target)
+        remove_folder(folder, self._locks, target, note=url_file(folder))
 
     def _folders(self, parent: Path) -> list[Path]:
         """The folders in a folder, hidden ones aside, sorted; an unreadable one is warned of."""
@@ -208,7 +202,10 @@ def _is_fresh(folder: Path) -> bool:
 
 
 def weigh(folder: Path, on_error: Callable[[OSError], object]) -> int:
-    """Bytes that removing a folder frees: a file that is linked elsewhere too frees nothing."""
+    """Bytes that removing a folder frees: a file that is linked elsewhere too frees nothing.
+
+    The note of its URL, which goes with a copy, is among them.
+    """
     links: Counter[tuple[int, int]] = Counter()
     found: dict[tuple[int, int], os.stat_result] = {}
 
@@ -216,16 +213,17 @@ def weigh(folder: Path, on_error: Callable[[OSError], object]) -> int:
         if not isinstance(error, FileNotFoundError):  # what vanishes meanwhile is gone
             on_error(error)
 
-    for root, _, files in os.walk(folder, onerror=told):
-        for name in files:
-            try:
-                stat = (Path(root) / name).lstat()
-            except OSError as error:
-                told(error)
-                continue
-            file = (stat.st_dev, stat.st_ino)
-            links[file] += 1
-            found[file] = stat
+    walked = os.walk(folder, onerror=told)
+    inside = (Path(root) / name for root, _, files in walked for name in files)
+    for path in chain(inside, [url_file(folder)]):
+        try:
+            stat = path.lstat()
+        except OSError as error:
+            told(error)
+            continue
+        file = (stat.st_dev, stat.st_ino)
+        links[file] += 1
+        found[file] = stat
     return sum(s.st_size for file, s in found.items() if links[file] >= s.st_nlink)
 
 

@@ -110,13 +110,16 @@ def is_being_written(target: Path, locks: Path) -> bool:
         return True
 
 
-def remove_folder(folder: Path, locks: Path, target: Path | None = None) -> None:
+def remove_folder(
+    folder: Path, locks: Path, target: Path | None = None, *, note: Path | None = None
+) -> None:
     """Remove a folder in one step for everybody who looks at it; one that is gone already is fine.
 
     Args:
         folder: What to remove; nothing outside it is touched, links are not followed.
         locks: As for `new_folder`.
         target: What ``folder`` was to become, where it is what a killed process left.
+        note: A file beside the folder that tells of it, there or not; it goes first.
 
     Raises:
         ConflictError: Another process is writing it.
@@ -124,6 +127,8 @@ def remove_folder(folder: Path, locks: Path, target: Path | None = None) -> None
     """
     try:
         with _locked(target or folder, locks):
+            if note is not None:
+                note.unlink(missing_ok=True)
             gone = folder
             if target is None:
                 gone = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Literal
 from lorahub import formats, storage
 from lorahub.adapter import Adapter, Origin, Reference, Source
 from lorahub.config import Config
+from lorahub.copies import url_file
 from lorahub.errors import (
     IntegrityError,
     LorahubError,
     NotFoundError,
     OfflineError,
-    StorageError,
     UsageError,
 )
 from lorahub.events import Advanced, Event, Listener, PhaseStarted, Warned, ignore
@@ -233,7 +233,7 @@ class Puller:
             locks = self._config.home / "locks"
             remove_folder(target, locks)  # a copy of the same, damaged since
             storage.get_folder(url, target, locks, listener=listener)
-        write_text(_url_file(target), f"{url}\n")
+        write_text(url_file(target), f"{url}\n")
         return Origin(Source.STORE, target, endpoint=url)
 
     def _unpacked(self, reference: Reference) -> Path:
@@ -339,27 +339,6 @@ class _Progress:
             with self._lock:
                 self._done += 1
                 self._listener(Advanced("pull", self._done, item))
-
-
-def url_of_copy(folder: Path) -> str | None:
-    """The storage URL that a folder of the data folder was downloaded from, where it is known.
-
-    Raises:
-        UsageError: What is written there is no URL.
-        StorageError: It cannot be read.
-    """
-    path = _url_file(folder)
-    try:
-        return canonical(path.read_text(encoding="utf-8").strip())
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(f"{path}: cannot be read ({error})", hint="remove it") from error
-
-
-def _url_file(copy: Path) -> Path:
-    # Beside it: in it are only the files of its manifest.
-    return copy.with_name(f".{copy.name}.url")
 
 
 def _same_line(one: Origin, other: Origin) -> bool:

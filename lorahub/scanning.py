@@ -9,12 +9,12 @@ from pathlib import Path
 from lorahub import formats
 from lorahub.adapter import Origin, Source
 from lorahub.config import Config
+from lorahub.copies import COPIES, url_of_copy
 from lorahub.errors import IntegrityError, LorahubError
 from lorahub.events import Advanced, Listener, PhaseStarted
 from lorahub.hub.cache import CachedAdapter, read_cache
 from lorahub.integrity import file_sha256
-from lorahub.keeping import COPIES
-from lorahub.pulling import Puller, url_of_copy
+from lorahub.pulling import Puller
 from lorahub.record import Parent, Record
 from store import Catalog
 

@@ -116,6 +116,20 @@ class Search:
         recipe = self.file.checked(body) if checked else self.file.recipe(body)
         return locked(recipe, self.lock, self.file.path)
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The references of all sources that a trial may have.
+
+        Raises:
+            InvalidRecipeError: One of the choices is none.
+        """
+        varied = [axis for axis in self.axes if axis.choices and axis.key.endswith(".adapter")]
+        found: list[str] = []
+        for i in range(max((len(axis.choices) for axis in varied), default=1)):
+            chosen = {axis.key: axis.choices[i % len(axis.choices)] for axis in varied}
+            found += (source.adapter for source in self.recipe(chosen).sources)
+        return tuple(dict.fromkeys(found))
+
     def start(self) -> dict[str, Any] | None:
         """The recipe's own values, where they lie in the space."""
         recipe = self.file.recipe().model_dump(mode="json")

@@ -57,7 +57,7 @@ def complete(
             part = names[start : start + workers]
             for done, error in enumerate(each(attempt, part, workers), start + 1):
                 if error is not None:
-                    listener(Warned(error.message))
+                    listener(Warned(error.message, error.hint))
                 listener(Advanced("sketch", done, names[done - 1]))
     finally:
         torch.set_num_threads(threads)

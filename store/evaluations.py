@@ -33,6 +33,19 @@ class Evaluations(Database):
         with self._read() as connection:
             return figure_names(connection)
 
+    def figure(self, name: str, adapter_ids: Sequence[int]) -> dict[int, float]:
+        """By adapter, its figure ``SUITE.FIGURE``; those without it are left out."""
+        with self._read() as connection:
+            meant = figure_named(connection, name)
+            if meant is None:
+                return {}
+            table = evaluation_table.c
+            value = table.figures[meant[1]].as_float()
+            query = select(table.adapter_id, value).where(
+                table.suite == meant[0], table.adapter_id.in_(adapter_ids), value.is_not(None)
+            )
+            return {row[0]: row[1] for row in connection.execute(query)}
+
     def evaluations(self, adapter_ids: Sequence[int]) -> dict[int, tuple[Evaluation, ...]]:
         """By adapter, its evaluations by name of the suite; those without any are left out."""
         columns = [evaluation_table.c[f.name] for f in fields(Evaluation)]

@@ -21,7 +21,7 @@ from lorahub.cli.main import app
 from tests.conftest import ROOT
 from tests.waiting import PATIENCE
 
-LORAHUB = [sys.executable, "-c", "from lorahub.cli.main import run; run()"]
+LORAHUB = [sys.executable, "-c", "from lorahub.__main__ import run; run()"]
 
 
 def call(*words: object, env: Mapping[str, str] | None = None, **options: Any) -> Any:

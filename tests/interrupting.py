@@ -20,10 +20,9 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import FrameType
 
-import lorahub
+import lorahub.__main__
 import store
 from lorahub import formats
-from lorahub.cli.main import app
 from lorahub.workspace import Workspace
 from tests.waiting import PATIENCE
 
@@ -53,11 +52,12 @@ def run(words: list[str], at: str | None = None) -> dict[str, object]:
     """Exit code, output and errors of a command, and whether it was interrupted."""
     interruption, code = Interruption(at), None
     out, err = io.StringIO(), io.StringIO()
+    sys.argv[1:] = words
     threading.setprofile(interruption)
     sys.setprofile(interruption)
     try:
         with redirect_stdout(out), redirect_stderr(err):
-            app(words)
+            lorahub.__main__.run()
     except SystemExit as end:
         code = end.code or 0
     finally:

@@ -400,6 +400,20 @@ def test_the_command(workspace: Workspace, folder: Path) -> None:
     assert [line["event"] for line in lines] == ["phase", *["advance"] * 5, "finished"]
 
 
+def test_a_failure_says_what_to_do_as_a_single_merge_does(
+    workspace: Workspace, folder: Path
+) -> None:
+    file = folder / "r.yaml"
+    file.write_text("method: svd\nsources: [{adapter: onne}]\noutput: {name: y}\n")
+    error, hint = CliRunner().invoke(app, ["merge", str(file)]).stderr.splitlines()
+    assert hint.startswith("hint: ")
+    warning, remedy, _ = command(str(file))[1].stderr.splitlines()
+    assert (warning, remedy) == (error.replace("error: ", "warning: y: "), hint)
+    _, done = command(str(file), "--events", "jsonl")
+    (event,) = [e for e in map(json.loads, done.stdout.splitlines()) if e["event"] == "warning"]
+    assert event["hint"] == hint.removeprefix("hint: ")
+
+
 def test_a_partial_batch_exits_with_8(workspace: Workspace, folder: Path) -> None:
     (folder / "r.yaml").write_text("method: svd\nsources: [{adapter: x}]\noutput: {name: y}\n")
     (folder / "s.yaml").write_text(SWEEP)

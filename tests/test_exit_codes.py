@@ -55,7 +55,7 @@ def test_a_stdout_that_takes_nothing(
         os.close(reader)
     else:
         writer = os.open(target, os.O_WRONLY)
-    words = [sys.executable, "-c", "from lorahub.cli.main import run; run()", "version"]
+    words = [sys.executable, "-c", "from lorahub.__main__ import run; run()", "version"]
     environment = os.environ | {"PYTHONUNBUFFERED": "" if buffered else "1"}
     with os.fdopen(writer, "w") as stdout:
         done = subprocess.run(

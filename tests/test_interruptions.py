@@ -21,7 +21,7 @@ import pytest
 
 from lorahub import formats
 from lorahub.record import Record
-from tests.commands import LORAHUB, call_here, entries, ok_here, process
+from tests.commands import LORAHUB, call, call_here, entries, ok_here, process
 from tests.conftest import EXAMPLES, ROOT, write_adapter
 from tests.interrupting import problems
 from tests.test_cli import filled
@@ -219,6 +219,44 @@ def interrupt(
         assert one["err"].startswith("interrupted"), one
         assert one["problems"] == [], one
         assert one["again"]["code"] == 0, one
+
+
+AT_AN_IMPORT = """\
+import os
+import signal
+import sys
+
+
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == os.environ["INTERRUPTED_IMPORT"]:
+            sys.meta_path.remove(Finder)
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+sys.meta_path.insert(0, Finder)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("--help", "typer"),
+        ("version", "lorahub.cli.upkeep"),
+        ("ls", "lorahub.workspace"),
+        ("base ls", "sqlalchemy"),
+        ("merge languages --method svd", "pydantic"),
+    ],
+)
+def test_interrupted_while_it_imports(home: Path, tmp_path: Path, words: str, name: str) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(AT_AN_IMPORT)
+    env = {"PYTHONPATH": str(tmp_path / "site"), "INTERRUPTED_IMPORT": name}
+    done = call(*words.split(), env=env)
+    assert done.returncode == 130, done.stderr
+    assert done.stdout == ""
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["interrupted"]
 
 
 PULL = ("database:Database.open", "pulling:Pulling.pull", "__init__:inspect",

@@ -66,11 +66,14 @@ def literal(pairs: Sequence[Pair], weights: Sequence[float], density: float) -> 
     rank=st.integers(1, 6),
     weights=st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=4),
     density=st.sampled_from([0.01, 0.2, 0.5, 0.93, 1.0]),
+    ties=st.booleans(),
 )
 def test_it_is_the_formula(
-    seed: int, shape: tuple[int, int], rank: int, weights: list[float], density: float
+    seed: int, shape: tuple[int, int], rank: int, weights: list[float], density: float, ties: bool
 ) -> None:
     pairs = make_pairs(seed, *shape, [rank] * len(weights))
+    if ties:
+        pairs = [((2 * B).round(), (2 * A).round(), s) for B, A, s in pairs]
     factors = apply(ROBUST, make_stack(pairs, weights), density=density)
     assert factors.B.shape == (1, shape[0], rank)
     found = factors.B[0].double() @ factors.A[0].double()

@@ -299,6 +299,41 @@ def test_a_trial_of_factors_reads_the_sources_once(
     assert states.count("failed") == len(failed)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "sources: [{adapter: one}, {adapter: nowhere}]\noutput: {name: best}\n",
+        RECIPE.removeprefix("method: svd\n")
+        + "search: {sources.0.adapter: {choices: [one, nowhere]}, sources.0.weight: [0, 1]}\n",
+    ],
+)
+def test_a_missing_source_is_one_error_before_the_first_trial(
+    workspace: Workspace, recipe: Path, scored: tuple[str, list[list[float]]], body: str
+) -> None:
+    suite, asked = scored
+    recipe.write_text(f"method: svd\n{body}")
+    for chosen in ("factors", suite):
+        done = CliRunner().invoke(app, ["search-weights", str(recipe), "--with", chosen])
+        assert done.exit_code == 3, done.output
+        assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
+        assert "'nowhere'" in done.stderr
+    assert asked == []
+    assert workspace.catalog.count_runs() == 0
+
+
+def test_sources_that_are_searched_over_are_looked_up_where_they_are_tried(
+    workspace: Workspace, recipe: Path
+) -> None:
+    """What stands in the file is not asked for where no trial has it."""
+    recipe.write_text(
+        "method: svd\nsources: [{adapter: any}]\noutput: {name: best}\n"
+        "search: {sources.0.adapter: {choices: [one, two]}}\n"
+    )
+    trials = search(workspace, recipe, "factors", 6, objective="retained", minimize=False)
+    assert {t.chosen["sources.0.adapter"] for t in trials} == {"one", "two"}
+    assert [t.why for t in trials if t.why is not None] == []
+
+
 def test_without_optuna(
     workspace: Workspace, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

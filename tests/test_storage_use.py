@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -121,6 +122,23 @@ def test_a_scan_of_a_copy_of_unknown_origin(machine: Opener, url: str) -> None:
     mark.unlink()
     assert len(there.scan().added) == 1
     assert there.get("one").origin.source is Source.FOLDER
+
+
+@pytest.mark.parametrize("way", ["rm", "gc"])
+def test_a_copy_leaves_with_the_note_of_its_url(machine: Opener, url: str, way: str) -> None:
+    here, there = machine("here"), machine("there")
+    here.export("one", url + "/one")
+    (pulled,) = emptied(there).pull([url + "/one"])
+    assert pulled.adapter is not None
+    stored = there.config.home / "stored"
+    held = sum(path.stat().st_size for path in stored.rglob("*") if path.is_file())
+    if way == "rm":
+        (gone,) = there.remove([pulled.adapter.name], files=True)
+    else:
+        os.utime(pulled.adapter.origin.folder, (0, 0))
+        (gone,) = emptied(there).gc().removed
+    assert gone.bytes == held
+    assert [path for path in stored.rglob("*") if not path.is_dir()] == []
 
 
 def test_what_changed_at_its_url_is_pulled_anew(machine: Opener, url: str) -> None:

@@ -519,6 +519,11 @@ def test_a_figure_of_a_suite_orders_a_listing(catalog: Catalog) -> None:
     assert pages == [best[:2], best[2:4], best[4:]]
     where = AdapterFilter(source="folder")
     assert len(catalog.adapters(where, sort="held.out.loss")) == catalog.count(where)
+    ids = {a.name: a.id for a in catalog.adapters()}
+    known = {ids[name]: score for name, score in scores.items() if score is not None}
+    assert catalog.figure("held.out.arc/acc,none", [*ids.values()]) == known
+    assert catalog.figure("held.out.loss", [ids["one"], ids["three"]]) == {ids["one"]: 1.0}
+    assert catalog.figure("held.out.acc", [*ids.values()]) == {}
     for unknown in ("held.out", "held.out.acc", "arc/acc,none", 'held.out."', "."):
         with pytest.raises(UsageError) as caught:
             catalog.adapters(sort=unknown)

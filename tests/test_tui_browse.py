@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from sqlalchemy import insert, select
 from textual.widgets import TabbedContent
 
 from lorahub.adapter import Adapter
+from lorahub.errors import UsageError
 from lorahub.workspace import Workspace
-from store import AdapterFilter
-from store.models import adapter_table
+from store import AdapterFilter, Catalog
+from store.models import adapter_table, evaluation_table
 from tests.conftest import EXAMPLES, write_adapter
 from tests.terminal import NARROW, WIDE, Terminal, run
 from tests.waiting import PATIENCE
@@ -83,6 +85,15 @@ def test_a_suites_figure_orders_the_table_until_it_is_gone(filled: Path) -> None
         assert first(t) == "packages"
         await t.press("S")
         assert first(t) == "languages"
+        shown = [re.sub(" +", " ", line) for line in t.screen.splitlines()]
+        for start in ("name test.accuracy", "languages 0.5", "packages 0.75", "manuals -"):
+            assert [line for line in shown if f"│ {start} " in line], start
+        await t.press("space", "slash")  # what is drawn anew, and a search, keep to the columns
+        assert re.search("languages +0.5 ", t.screen)
+        await t.type("pack")
+        assert "test.accuracy" not in t.screen.splitlines()[3]
+        await t.press("escape", "escape")
+        assert re.search("languages +0.5 ", t.screen)
 
     run(filled, scenario)
     with Workspace.open(filled) as workspace:
@@ -94,6 +105,40 @@ def test_a_suites_figure_orders_the_table_until_it_is_gone(filled: Path) -> None
         assert first(t) == "manuals"
 
     run(filled, later)
+
+
+def test_further_pages_show_the_figure_that_orders_them(filled: Path) -> None:
+    _multiply(filled, 2 * PAGE)
+    with Workspace.open(filled) as workspace, workspace.catalog._write() as connection:
+        for i, row in enumerate(workspace.adapters(limit=2 * PAGE + 4)[4:]):
+            found = {"adapter_id": row.id, "suite": "suite", "figures": {"of.it": i / 8}}
+            connection.execute(insert(evaluation_table).values(found | {"created_at": ""}))
+
+    async def scenario(t: Terminal) -> None:
+        await t.press("s", "s", "s", "s", "s", "G")
+        assert re.search(r"x-00199 +24\.88 ", t.screen)
+        assert re.search("other +- ", t.screen)
+        await t.press("s")  # from the last figure to the first key
+        assert "by name" in t.screen
+        assert "suite.of.it" not in t.screen.splitlines()[3]
+
+    run(filled, scenario)
+
+
+def test_another_error_of_the_call_leaves_the_order_as_it_is(
+    filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UsageError("there is no such condition")
+
+    async def scenario(t: Terminal) -> None:
+        await t.press("s", "s")
+        monkeypatch.setattr(Catalog, "facets", refuse)
+        await t.press("S")
+        assert "there is no such condition" in t.said
+        assert "4 by rank (reversed)" in t.screen
+
+    run(filled, scenario)
 
 
 @pytest.fixture

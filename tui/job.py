@@ -117,7 +117,8 @@ class Progress:
                     self._done = int(event["done"])
                 self._item, self._latest = str(event["item"]), now
             case "warning":
-                self._warnings.append(str(event["message"]))
+                hint = f"\n{event['hint']}" if event.get("hint") else ""
+                self._warnings.append(f"{event['message']}{hint}")
             case "finished":
                 self._result = event["result"]
             case "failed":

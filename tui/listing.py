@@ -9,6 +9,7 @@ from pathlib import Path
 from lorahub.adapter import Adapter
 from lorahub.integrity import glance
 from store import AdapterSummary, Catalog
+from store.listing import SORTS
 from tui import text
 from tui.basket import why_not_row
 from tui.query import Query
@@ -32,17 +33,40 @@ EMPTY = (
     "In a shell: lorahub pull owner/name"
 )
 NONE_MATCH = "No adapter matches the filter. escape clears it."
+LONGEST_FIGURE = 16
+"""Cells for the name of a figure that heads a column; of a longer one the end is shown."""
 MOST_HITS = 1000
 """Of what a search finds, the best so many are shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An adapter of the listing, what is wrong with its files, and how many were merged from it."""
+    """An adapter of the listing.
+
+    Attributes:
+        summary: Its row of the catalog.
+        problem: What is wrong with its files; empty where nothing is known to be.
+        children: How many were merged from it.
+        figure: What a suite found of it, where that is the order and it was found.
+    """
 
     summary: AdapterSummary
     problem: str = ""
     children: int = 0
+    figure: float | None = None
+
+
+def figure_shown(query: Query, sort: str) -> str | None:
+    """The suite's figure that is the order, if one is: it is shown as a column."""
+    return None if query.words or sort in SORTS else sort
+
+
+def columns(figure: str | None) -> tuple[Column, ...]:
+    """The columns; a figure that is shown stands beside the name."""
+    if figure is None:
+        return COLUMNS
+    title = text.ending(figure, LONGEST_FIGURE)
+    return (COLUMNS[0], Column(title, max(8, len(title)), right=True), *COLUMNS[1:])
 
 
 def first_page(
@@ -63,30 +87,38 @@ def page(catalog: Catalog, query: Query, sort: str, first: int, *, descending: b
         found = catalog.adapters(
             query.where, sort=sort, descending=descending, limit=PAGE, offset=first
         )
-    children = catalog.child_counts([s.id for s in found])
+    ids = [s.id for s in found]
+    children = catalog.child_counts(ids)
+    figure = figure_shown(query, sort)
+    figures = {} if figure is None else catalog.figure(figure, ids)
     return [
         Entry(
             s,
             glance(Path(s.folder) / s.weights_file, s.weights_bytes) or "",
             children.get(s.id, 0),
+            figures.get(s.id),
         )
         for s in found
     ]
 
 
-def row(entry: Entry, basket: Sequence[Adapter], *, picked: bool) -> Row:
-    """One adapter as a row; one that is damaged or cannot join the basket is dimmed and says so."""
+def row(entry: Entry, basket: Sequence[Adapter], *, picked: bool, figure: bool) -> Row:
+    """One adapter as a row of the columns with or without a figure.
+
+    One that is damaged or cannot join the basket is dimmed and says so.
+    """
     summary = entry.summary
     reason = entry.problem or (None if picked else why_not_row(summary, basket))
     name = f"{summary.name}  ({reason})" if reason else summary.name
     mark = "!" if entry.problem else "●" if picked else "-" if reason else " "
-    return Row(entry, _cells(entry, name), mark, dim=reason is not None)
+    return Row(entry, (name, *_cells(entry, figure=figure)), mark, dim=reason is not None)
 
 
-def _cells(entry: Entry, name: str) -> tuple[str, ...]:
+def _cells(entry: Entry, *, figure: bool) -> tuple[str, ...]:
     summary = entry.summary
+    value = "-" if entry.figure is None else text.number(entry.figure)
     return (
-        name,
+        *([value] if figure else []),
         (summary.base or summary.base_model or "-").rsplit("/", 1)[-1],
         text.ranks(summary.rank_min, summary.rank_max),
         text.ranks(summary.alpha_min, summary.alpha_max),

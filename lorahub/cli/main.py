@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import os
-import sys
-
 import typer
 
 from lorahub.cli import (
@@ -27,7 +23,6 @@ from lorahub.cli import (
     recipes,
     reproducing,
     resizing,
-    sink,
     terminal,
     upkeep,
 )
@@ -85,23 +80,3 @@ app.add_typer(methods.methods_app, name="methods")
 app.add_typer(recipes.recipes_app, name="recipes")
 app.add_typer(upkeep.config_app, name="config")
 app.add_typer(upkeep.db_app, name="db")
-
-
-def run() -> None:
-    """Entry point of the ``lorahub`` command."""
-    # The Hub client's own log lines and bars would mix with ours; it reads these when imported.
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    try:
-        try:
-            app()
-        finally:
-            sys.stdout.flush()
-    except OSError as error:
-        if error.filename is not None:  # of a file, not of stdout
-            raise
-        sink.unwritten(error)
-    finally:
-        # The interpreter's last collection would visit every object the imports made, to find
-        # nothing; on a listing that is a fifth of its time.
-        gc.freeze()

@@ -216,7 +216,10 @@ def fail(error: LorahubError, command: str, *, as_json: bool) -> NoReturn:
 
 @contextmanager
 def errors(command: str, *, as_json: bool = False, events: bool = False) -> Iterator[None]:
-    """The one error table: lorahub's errors and Ctrl-C become messages and exit codes."""
+    """The one error table: lorahub's errors and Ctrl-C become messages and exit codes.
+
+    What Ctrl-C did is said by `lorahub.__main__`, wherever it came.
+    """
     try:
         yield
     except LorahubError as error:
@@ -226,7 +229,6 @@ def errors(command: str, *, as_json: bool = False, events: bool = False) -> Iter
     except KeyboardInterrupt:
         if events:
             print_event(Failed("interrupted", "interrupted by the user", None))
-        note("interrupted: nothing half-written is left; repeat the command to go on")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
@@ -262,11 +264,19 @@ def _bars(bars: Any) -> Callable[[Event], None]:  # noqa: ANN401 - rich is impor
         elif isinstance(event, Advanced):
             bars.update(tasks[event.phase], completed=event.done)
         elif isinstance(event, Warned):
-            bars.console.print(f"warning: {event.message}", markup=False, highlight=False)
+            for line in _warning(event):
+                bars.console.print(line, markup=False, highlight=False)
 
     return listen
 
 
 def _warnings_only(event: Event) -> None:
     if isinstance(event, Warned):
-        note(f"warning: {event.message}")
+        for line in _warning(event):
+            note(line)
+
+
+def _warning(event: Warned) -> Iterator[str]:
+    yield f"warning: {event.message}"
+    if event.hint:
+        yield f"hint: {event.hint}"

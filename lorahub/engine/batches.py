@@ -231,20 +231,18 @@ def read_stack(
     total = first.total_rank
     B = allocate("B", (len(batch), first.d_out, total))
     A = allocate("A", (len(batch), total, first.d_in))
-    for i, module in enumerate(batch):
-        start = 0
-        for member in module.members:
-            m = member.module
-            stop = start + m.rank
+    ranks = [member.module.rank for member in first.members]
+    for t, (part_b, part_a) in enumerate(zip(B.split(ranks, 2), A.split(ranks, 1), strict=True)):
+        for module, b, a in zip(batch, part_b.unbind(), part_a.unbind(), strict=True):
+            member = module.members[t]
             file = files[member.adapter]
-            file.read_into(m.key_b, B[i, :, start:stop])
-            file.read_into(m.key_a, A[i, start:stop])
-            start = stop
+            file.read_into(member.module.key_b, b)
+            file.read_into(member.module.key_a, a)
     return Stack(
         B,
         A,
         _coefficients(batch),
-        ranks=tuple(member.module.rank for member in first.members),
+        ranks=tuple(ranks),
         weights=first.weights,
         seeds=_seeds(plan, batch),
     )

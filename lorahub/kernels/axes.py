@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lorahub.kernels.batched import products
 from lorahub.kernels.core import NEGLIGIBLE, ROUNDING, CoreSpace, both_sides, non_zero, svd
+from lorahub.kernels.selection import kth_smallest
 from lorahub.kernels.stack import Stack
 
 Axes = tuple[Tensor, Tensor]
@@ -84,7 +85,7 @@ def ties(space: CoreSpace, axes: Axes, density: float) -> Tensor:
     count = (density * _length(axes[0]) * _length(axes[1])).long().clamp_min(1)
     size = cores.shape[-2] * cores.shape[-1]
     bounds = [
-        magnitudes.kthvalue(size - n + 1).values
+        kth_smallest(magnitudes, size - n + 1)
         for magnitudes, n in zip(cores.abs().flatten(-2).unbind(1), count.tolist(), strict=True)
     ]
     bound = torch.stack(bounds, 1)[..., None, None]

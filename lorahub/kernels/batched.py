@@ -8,7 +8,7 @@ batch are LAPACK's of one matrix after the other, in one call where they all lie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ def gram(X: Tensor, *, precise: bool = False) -> Tensor:
     # Above the diagonal only, in strips: a symmetric product costs little more than half.
     parts = [(part, one[part, part.start :]) for part in strips(R)]
     for x, whole in zip(_apart(X, dtype), upper, strict=True):
+        columns = x.mT
         for part, out in parts:
-            torch.mm(x[part], x[part.start :].mT, out=out)
+            torch.mm(x[part], columns[:, part.start :], out=out)
         whole.copy_(one)
     return mirrored(upper)
 
@@ -94,13 +95,15 @@ def core_home(x: Tensor) -> Tensor:
     return x.cpu() if x.device.type == "mps" else x
 
 
-def _apart(X: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+def _apart(X: Tensor, dtype: torch.dtype) -> Iterable[Tensor]:
     """The matrices of a batch, all aligned alike.
 
     Where the dtype changes it does so one by one, in memory that stays in the cache.
     """
-    copied = not _aligned(X)
-    return (x.to(dtype, copy=copied) for x in X)
+    ones = X.unbind()
+    if X.dtype == dtype and _aligned(X):
+        return ones
+    return (x.to(dtype, copy=True) for x in ones)
 
 
 def _aligned(X: Tensor) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
+from lorahub.kernels.selection import below, kth_smallest
 from lorahub.kernels.stack import Factors, Stack
 
 RAISED = 0.8
@@ -39,26 +41,25 @@ def _of_module(stack: Stack, density: float) -> tuple[Tensor, Tensor]:
     """B (d_out, r) and A (r, d_in) of a stack's only module."""
     # An adapter of weight 0 has no part in the proportions either.
     alive = [t for t, w in enumerate(stack.weights) if w != 0] or [0]
-    A = torch.stack([stack.split(stack.A[0], 0)[t] for t in alive]).double()
-    B = torch.stack([stack.split(stack.B[0], 1)[t] for t in alive]).double()
+    A = [stack.split(stack.A[0], 0)[t] for t in alive]
+    B = [stack.split(stack.B[0], 1)[t] for t in alive]
     c = torch.stack([stack.split(stack.coefficients[0], 0)[t] for t in alive])[:, :1, None]
-    kept = _pruned(A, density)
+    kept = torch.stack([_pruned(x, density) for x in A])
     left = kept.abs().sum(-1)
-    ratios = torch.where(left > 0, A.abs().sum(-1) / left, 0.0)
-    rank = A.shape[1]
+    ratios = torch.where(left > 0, torch.stack(A).double().abs().sum(-1) / left, 0.0)
+    rank = kept.shape[1]
     floor = ratios.sort(-1).values[:, int(rank * RAISED), None]
     ratios = torch.where(left > 0, torch.maximum(ratios, floor), 0.0)
     # The smallest normal number only stands in for 0 / 0.
     shares = ratios / ratios.sum(0).clamp_min(torch.finfo(torch.float64).tiny)
     root = c.abs().sqrt()
-    merged_b = (root * _pruned(B, density) * shares[:, None, :]).sum(0)
-    return merged_b, (root * c.sign() * kept).sum(0)
+    merged_b = (torch.stack([_pruned(x, density) for x in B]) * (root * shares[:, None])).sum(0)
+    return merged_b, (kept * (root * c.sign())).sum(0)
 
 
 def _pruned(X: Tensor, density: float) -> Tensor:
-    """(T, rows, columns) with the ``density`` share of largest magnitudes of each kept."""
-    size = X[0].numel()
-    count = max(1, int(density * size))
-    bound = X.abs().flatten(1).kthvalue(size - count + 1).values[:, None, None]
-    # Written so that NaN is kept, and found in the result.
-    return torch.where(X.abs() < bound, 0.0, X)
+    """``X`` in float64, where all but the ``density`` share of largest magnitudes is zero."""
+    count = max(1, int(density * X.numel()))
+    bound = kth_smallest(X.abs().flatten(), X.numel() - count + 1)
+    # NaN is kept, and found in the result.
+    return hardshrink(X, below(float(bound), X.dtype)).double()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lorahub.kernels.delta import Combine, Deltas, Prune
+from lorahub.kernels.selection import below, kth_smallest
 
 MajoritySign = Literal["total", "frequency"]
 
@@ -106,9 +107,9 @@ def band(deltas: Deltas, density: float, outliers: float) -> Prune:
         for t, x in enumerate(X):
             if upper is not None:
                 # What hardshrink keeps are the outliers.
-                x.sub_(torch.nn.functional.hardshrink(x, _below(upper[t], x.dtype)))
+                x.sub_(torch.nn.functional.hardshrink(x, below(upper[t], x.dtype)))
             if lower is not None:
-                torch.ops.aten.hardshrink.out(x, _below(lower[t], x.dtype), out=x)
+                torch.ops.aten.hardshrink.out(x, below(lower[t], x.dtype), out=x)
 
     return prune
 
@@ -238,7 +239,7 @@ def thresholds(deltas: Deltas, count: int) -> tuple[float, ...]:
             inside = torch.cat(within[t])
             place = count - above[t]
             if 0 < place <= len(inside):
-                found[t] = float(inside.kthvalue(len(inside) - place + 1).values)
+                found[t] = float(kth_smallest(inside, len(inside) - place + 1))
             elif place > 0 and low == 0:
                 found[t] = 0.0
             else:
@@ -274,9 +275,3 @@ def _between(magnitudes: Tensor, low: float, high: float) -> tuple[int, Tensor]:
         inside = torch.from_numpy(x[(x > low) & (x <= high)])
         return int(np.count_nonzero(x > high)), inside
     return int((magnitudes > high).sum()), magnitudes[(magnitudes > low) & (magnitudes <= high)]
-
-
-def _below(value: float, dtype: torch.dtype) -> float:
-    """The next smaller number: hardshrink zeroes what equals its bound."""
-    x = torch.tensor(value, dtype=dtype)
-    return float(torch.nextafter(x, x.new_zeros(()))) if value > 0 else -1.0

@@ -145,7 +145,7 @@ class Batches(Recipes):
                 if outcome.error is not None:
                     missing.add(outcome.name)
                     stopped = stopped or fail_fast
-                    listener(Warned(f"{outcome.name}: {outcome.error}"))
+                    listener(Warned(f"{outcome.name}: {outcome.error}", outcome.error.hint))
                 done += 1
                 listener(Advanced("batch", done, outcome.name))
                 yield outcome

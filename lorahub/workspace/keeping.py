@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lorahub.copies import url_file
 from lorahub.events import Listener, ignore
 from lorahub.keeping import Finder, Removal, Swept, removals, sweep
 from lorahub.output import remove_folder
@@ -40,7 +41,8 @@ class Keeping(Finding):
             self.catalog.remove_all([*adapters])
             for removal in found:
                 if removal.deleted:
-                    remove_folder(removal.folder, self.config.home / "locks")
+                    folder = removal.folder
+                    remove_folder(folder, self.config.home / "locks", note=url_file(folder))
         return found
 
     def gc(

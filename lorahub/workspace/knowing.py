@@ -64,7 +64,7 @@ class Knowing(Finding):
             try:
                 return one is not None and other is not None and is_cast(one, other)
             except LorahubError as error:
-                listener(Warned(error.message))
+                listener(Warned(error.message, error.hint))
                 return False
 
         sketching.complete(self.catalog, listener)

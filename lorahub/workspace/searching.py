@@ -67,6 +67,7 @@ class Searching(Batches, Evaluating):
 
         Raises:
             InvalidRecipeError: The recipe, its space or the suite is wrong.
+            NotFoundError: A source is nowhere.
             UsageError: A budget under 1, a negative seed, no such figure, or Optuna is missing.
             LorahubError: All trials failed: the error of the last one.
         """
@@ -103,7 +104,7 @@ class Searching(Batches, Evaluating):
                     figures = run.figures(values)
                 except LorahubError as error:
                     failure, why = error, str(error)
-                    listener(Warned(f"trial {number}: {error}"))
+                    listener(Warned(f"trial {number}: {error}", error.hint))
                 value = None if figures is None else sought(figures, objective)
                 optimiser.tell(handle, value)
                 trials.append(Trial(number, values, figures, value, None, why))
@@ -132,6 +133,8 @@ class _Run:
         self._tried = Tried(path.with_name(path.stem + TRIALS_SUFFIX))
         self._merger = Merger(workspace.config, workspace.catalog)
         self._find = workspace._remembering(set(), ignore)  # noqa: SLF001 - its own helper
+        for reference in search.sources:
+            self._find(reference)
         self._maker = Maker(workspace, self._find, True, device, None, ignore)
         self._name, _ = self._merger.target(search.file.recipe())
         self._trial = f"{self._name}.trial"

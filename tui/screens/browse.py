@@ -40,6 +40,7 @@ class BrowseScreen(BrowseDeeds):
         self._restoring = True
         self._problems: dict[str, str] = {}
         self._figures: tuple[str, ...] = ()
+        self._figure: str | None = None
 
     def body(self) -> ComposeResult:
         """Facets, the filter over the table, details."""
@@ -88,18 +89,20 @@ class BrowseScreen(BrowseDeeds):
 
     def on_browse_reading_listed(self, event: BrowseReading.Listed) -> None:
         """Show the first page and the counts."""
-        if event.query != self.filter:
-            return
         state = app_of(self).state
+        if (event.query, event.sort) != (self.filter, state.sort):
+            return
         self.table.empty = listing.NONE_MATCH if event.query.text else listing.EMPTY
         names = [entry.summary.name for entry in event.rows]
         wanted = state.adapter if self._restoring or not self.row else self.row.name
         self._restoring = False
         cursor = names.index(wanted) if wanted in names else 0
-        self.table.reset(event.count, self._rows(event.rows), cursor=cursor)
+        self._figure = listing.figure_shown(event.query, event.sort)
+        shown = listing.columns(self._figure)
+        self.table.reset(event.count, self._rows(event.rows), cursor=cursor, columns=shown)
         order = f"by {state.sort}{' (reversed)' if state.descending else ''}"
-        shown = "best first" if event.query.words else order
-        self.table.border_title = escape(f"{event.count:,} {shown}")
+        order = "best first" if event.query.words else order
+        self.table.border_title = escape(f"{event.count:,} {order}")
         problem = event.query.problem
         self.table.border_subtitle = escape(problem) if problem else None
         self.query_one("#filter", Input).set_class(problem is not None, "-invalid")
@@ -159,6 +162,7 @@ class BrowseScreen(BrowseDeeds):
                 replace(r, problem=r.problem or known.get(r.summary.name, "")),
                 basket,
                 picked=r.summary.name in named,
+                figure=self._figure is not None,
             )
             for r in rows
         ]

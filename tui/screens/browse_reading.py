@@ -11,6 +11,7 @@ from textual import work
 from textual.message import Message
 
 from lorahub.errors import LorahubError, UsageError
+from store.listing import SORTS
 from tui import listing
 from tui.acting import app_of
 from tui.basket import why_not
@@ -35,11 +36,12 @@ class BrowseReading(Room):
         def __init__(
             self,
             query: Query,
+            sort: str,
             count: int,
             rows: Sequence[Entry],
         ) -> None:
             super().__init__()
-            self.query, self.count, self.rows = query, count, rows
+            self.query, self.sort, self.count, self.rows = query, sort, count, rows
 
     class Counted(Message):
         """The facets of what the filter lets through, and the figures there are to sort by."""
@@ -92,7 +94,7 @@ class BrowseReading(Room):
         read = partial(listing.first_page, catalog, query, sort, descending=descending)
         try:
             count, rows = await asyncio.to_thread(read)
-            self.post_message(self.Listed(query, count, rows))
+            self.post_message(self.Listed(query, sort, count, rows))
             # Counting takes longer than listing, and nobody reads it while typing goes on.
             await asyncio.sleep(SETTLED)
             counts = await asyncio.to_thread(catalog.facets, query.where)
@@ -100,7 +102,7 @@ class BrowseReading(Room):
             self.post_message(self.Counted(query, counts, figures))
         except UsageError as error:
             self.post_message(Complaint(error))
-            if sort != "name":  # the figure that it was sorted by is gone
+            if sort not in SORTS:  # the figure that it was sorted by is gone
                 app_of(self).remember(sort="name")
                 self.load()
         except LorahubError as error:

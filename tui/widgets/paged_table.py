@@ -95,12 +95,23 @@ class PagedTable(Acting, ScrollView, can_focus=True):
         self._asked: set[int] = set()
         self._fitted: tuple[int, list[Column]] | None = None
 
-    def reset(self, count: int, rows: Sequence[Row] = (), *, cursor: int = 0) -> int:
+    def reset(
+        self,
+        count: int,
+        rows: Sequence[Row] = (),
+        *,
+        cursor: int = 0,
+        columns: Sequence[Column] | None = None,
+    ) -> int:
         """Show other rows: ``count`` of them, of which the first ones may be given.
+
+        Other columns, too, where ``columns`` are given.
 
         Returns:
             The generation that pages must be put with.
         """
+        if columns is not None:
+            self.columns, self._fitted = tuple(columns), None
         self.count = count
         self.generation += 1
         self._pages.clear()
