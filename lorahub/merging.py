@@ -23,7 +23,7 @@ from lorahub.integrity import check_unchanged, file_sha256
 from lorahub.lockstep import Lockstep
 from lorahub.lookup import with_content
 from lorahub.making import WEIGHTS, Steps, folder_of, make_all, require
-from lorahub.output import check_name, new_folder
+from lorahub.output import check_name, new_folder, writing
 from lorahub.packed import check_pack
 from lorahub.provenance import is_result_of, plan_again
 from lorahub.record import (
@@ -114,6 +114,14 @@ def output_of(name: str | None, folder: Path | None, config: Config) -> tuple[st
     return name, (folder or config.adapters / name).expanduser().absolute()
 
 
+def _whole(target: Path, plan: Plan) -> Record | None:
+    """The record of the result of this very plan, where it stands with the weights it tells of."""
+    record = Record.read(target) if target.is_dir() else None
+    if record is None or not is_result_of(record, plan):
+        return None
+    return record if file_sha256(target / WEIGHTS) == record.weights_sha256 else None
+
+
 class Merger:
     """Merges into one data folder and its catalog."""
 
@@ -175,16 +183,28 @@ class Merger:
             listener(Warned(warning))
         for adapter in plan.adapters:
             self.check_unchanged(adapter)
+        merged = None if force else self._unchanged_at(target, plan, self._catalog.by_name(name))
+        if merged is None:
+            # Until it is catalogued: another process that found it would catalogue it too.
+            with writing(target, self._config.home / "locks"):
+                merged = yield from self._making(recipe, plan, force=force, listener=listener)
+        require(merged.record.verification, name, recipe.verify)
+        return merged
+
+    def _making(
+        self, recipe: Recipe, plan: Plan, *, force: bool, listener: Listener
+    ) -> Steps[Merged]:
+        """As `_merging`, where nobody else writes the result."""
+        name, target = self.target(recipe)
         known = self._catalog.by_name(name)
         done = self._already_there(name, target, plan, known, force=force)
         if done is not None:
-            require(done.record.verification, name, recipe.verify)
             return done
         run_id = self._catalog.begin_run(
             RunDraft(plan.digest, recipe.to_yaml(), plan.method.name, str(target))
         )
         with closing_run(self._catalog, run_id):
-            with new_folder(target, self._config.home / "locks", replace=force) as partial:
+            with new_folder(target, replace=force) as partial:
                 record, info = yield from folder_of(plan, name, partial, listener)
                 require(record.verification, name, recipe.verify)
             adapter = self._catalogue(run_id, plan, name, target, record, info, known)
@@ -242,6 +262,13 @@ class Merger:
         record = Record.read(target) if target.is_dir() else None
         return record is not None and is_result_of(record, plan)
 
+    def _unchanged_at(self, target: Path, plan: Plan, known: Adapter | None) -> Merged | None:
+        """The same result, if the catalog knows it and it stands there."""
+        if known is None or known.origin.folder != target:
+            return None
+        record = _whole(target, plan)
+        return Merged(known, record, "unchanged") if record is not None else None
+
     def _already_there(
         self, name: str, target: Path, plan: Plan, known: Adapter | None, *, force: bool
     ) -> Merged | None:
@@ -250,12 +277,12 @@ class Merger:
         A folder with the right record that the catalog does not know was finished by a process
         that was killed before it could say so: it is taken over.
         """
-        record = Record.read(target) if target.is_dir() and not force else None
-        same = record is not None and is_result_of(record, plan)
-        if record is not None and same and file_sha256(target / WEIGHTS) == record.weights_sha256:
-            if known is not None and known.origin.folder == target:
-                return Merged(known, record, "unchanged")
-            if known is None:
+        if not force:
+            if known is not None:
+                done = self._unchanged_at(target, plan, known)
+                if done is not None:
+                    return done
+            elif (record := _whole(target, plan)) is not None:
                 run_id = self._catalog.begin_run(
                     RunDraft(plan.digest, "", plan.method.name, str(target))
                 )

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from lorahub import extraction, record
@@ -44,7 +44,7 @@ def folder_name(name: str) -> str:
 
 
 @contextmanager
-def new_folder(target: Path, locks: Path, *, replace: bool = False) -> Iterator[Path]:
+def new_folder(target: Path, locks: Path | None = None, *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes ``target`` if the block ends well.
 
     The folder lies beside ``target``, so that the final rename is atomic. An exception removes
@@ -52,7 +52,8 @@ def new_folder(target: Path, locks: Path, *, replace: bool = False) -> Iterator[
 
     Args:
         target: Where the folder goes.
-        locks: Folder for the lock that keeps two writers of one target apart.
+        locks: Folder for the lock that keeps two writers of one target apart; None where the
+            caller holds it (`writing`).
         replace: Whether an existing folder is replaced; only an empty one, or a result.
 
     Raises:
@@ -153,6 +154,26 @@ def _remove_tree(folder: Path) -> None:
 
 
 @contextmanager
+def writing(target: Path, locks: Path) -> Iterator[None]:
+    """Be the only one who writes ``target``, and who tells the catalog of it.
+
+    Args:
+        target: What is written.
+        locks: As for `new_folder`.
+
+    Raises:
+        ConflictError: Another process is writing it.
+        StorageError: The lock cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_locked(target, locks))
+        except OSError as error:
+            raise unwritable(target, error) from error
+        yield
+
+
+@contextmanager
 def _locked(target: Path, locks: Path) -> Iterator[None]:
     """Hold the lock of ``target``.
 
@@ -191,11 +212,11 @@ def held(file: Path, otherwise: str) -> Iterator[None]:
 
 
 @contextmanager
-def _beside(target: Path, locks: Path) -> Iterator[Path]:
+def _beside(target: Path, locks: Path | None) -> Iterator[Path]:
     """Yield an empty folder beside ``target``, which is removed at the end if it is still there."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target, locks):
+        with nullcontext() if locks is None else _locked(target, locks):
             prefix = f".{target.name}.partial-"
             for stale in target.parent.glob(f"{prefix}*"):
                 shutil.rmtree(stale, ignore_errors=True)

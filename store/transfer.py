@@ -216,10 +216,10 @@ class _Importer:
         self._counts = replace(self._counts, adapters=self._counts.adapters + 1)
 
     def _run(self, line: _RunLine) -> None:
-        same = select(run_table.c.id).where(
-            run_table.c.digest == line.digest, run_table.c.started_at == line.started_at
-        )
-        if self._connection.execute(same).first():
+        # A batch begins several of one plan in the same millisecond.
+        telling = ("digest", "target", "state", "started_at")
+        same = (run_table.c[name] == getattr(line, name) for name in telling)
+        if self._connection.execute(select(run_table.c.id).where(*same)).first():
             return
         values = {k: v for k, v in asdict(line).items() if k != "adapter"}
         self._connection.execute(

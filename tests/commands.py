@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from lorahub.cli.main import app
 from tests.conftest import ROOT
+from tests.waiting import PATIENCE
 
 LORAHUB = [sys.executable, "-c", "from lorahub.__main__ import run; run()"]
 
@@ -36,10 +37,29 @@ def process(*words: object, env: Mapping[str, str] | None = None, **options: Any
         text=True,
         cwd=ROOT,
         env={**os.environ, **(env or {})},
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
         **options,
     )
+
+
+needs_peak = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="needs Linux's /proc to see what memory is taken"
+)
+
+# Not ru_maxrss, which a child of a larger process begins with.
+_PEAK = r"""
+import re, sys
+with open("/proc/self/status") as status:
+    print(re.search(r"VmHWM:\s*(\d+) kB", status.read())[1], file=sys.stderr)
+"""
+
+
+def peak_of(code: str, *words: object) -> int:
+    """The most bytes of memory that a Python program took, one that must succeed."""
+    done = process(sys.executable, "-c", code + _PEAK, *words)
+    assert done.returncode == 0, done.stderr
+    return 1024 * int(done.stderr.split()[-1])
 
 
 def call_here(*words: object, env: Mapping[str, str] | None = None) -> Any:

@@ -9,10 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import typer.testing
 
 from tests.postgres import Databases, server
+from tui import heed_interrupts
 
 pytest_plugins = ["tests.loopback_hub.fixtures"]
 
@@ -22,6 +24,18 @@ EXAMPLES = ROOT / "examples" / "adapters"
 # One thread per test process, for tests run side by side, and the same bytes whatever runs.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# How long an example takes is no question of these tests, and depends on what else runs.
+hypothesis.settings.register_profile(
+    "lorahub",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    print_blob=True,
+)
+hypothesis.settings.load_profile("lorahub")
+
+# Where a shell runs the tests in its background, the processes that they interrupt heed it too.
+heed_interrupts()
 
 # Each call of a command would build all sixty of them again, in 50 ms.
 typer.testing._get_command = cache(typer.testing._get_command)

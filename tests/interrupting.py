@@ -24,6 +24,7 @@ import lorahub.__main__
 import store
 from lorahub import formats
 from lorahub.workspace import Workspace
+from tests.waiting import PATIENCE
 
 OURS = tuple(str(Path(str(m.__file__)).parent) + os.sep for m in (lorahub, store))
 
@@ -65,7 +66,7 @@ def run(words: list[str], at: str | None = None) -> dict[str, object]:
     # What an interrupted command left behind must do no harm: let it come to its end.
     for thread in threading.enumerate():
         if thread.name == "pull_one":
-            thread.join(60)
+            thread.join(PATIENCE)
     return {"sent": interruption.sent, "code": code, "out": out.getvalue(), "err": err.getvalue()}
 
 

@@ -24,7 +24,7 @@ SETTINGS = {
 @contextmanager
 def cluster(workers: int) -> Iterator[tuple[str, Path]]:
     """Run a cluster of one machine; yields its address and the folder with its logs."""
-    port = free_port()
+    port = _free_port()
     # Its sockets' paths may have 107 characters at most, which pytest's own folders exceed.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as name:
         words = [
@@ -51,11 +51,13 @@ def cluster(workers: int) -> Iterator[tuple[str, Path]]:
             process.wait()
 
 
-def free_port() -> int:
-    """A port where nobody listens."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+def _free_port() -> int:
+    """A port where nobody listens, and which the system gives to nobody who asks for any."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_768):  # Linux gives those from 32768 on
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def _wait(log: Path, process: subprocess.Popen[bytes]) -> None:

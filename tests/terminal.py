@@ -9,10 +9,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from rich.console import Console
+from textual.message_pump import MessagePump
+from textual.notifications import Notification, Notifications
 from textual.pilot import Pilot
 from textual.worker import WorkerState
 
 from lorahub.workspace import Workspace
+from tests.waiting import PATIENCE
 from tui.app import LorahubApp
 
 NARROW, WIDE = (80, 24), (120, 36)
@@ -38,24 +41,25 @@ class Terminal:
 
     async def idle(self) -> None:
         """Wait until no worker but the watch over jobs runs and every message is handled."""
-        quiet = 0
+        quiet = rounds = 0
         while quiet < 2:
             await self.pilot.pause()
+            rounds += 1
             busy = [
                 w for w in self.app.workers
                 if w.state in {WorkerState.PENDING, WorkerState.RUNNING} and w.name != "_watch_jobs"
             ]  # fmt: skip
             nodes = [self.app, *self.app.screen.walk_children(with_self=True)]
             # A message goes up widget by widget: each hop puts it into another queue.
-            # A job that runs brings some all the time: then two rounds have to be enough.
-            going = any(job.active for job in self.app.running)
-            waiting = any(node.message_queue_size for node in nodes if node.is_running)
-            quiet = 0 if busy or (waiting and not going) else quiet + 1
+            # A job that runs brings some all the time: then some rounds have to be enough.
+            enough = rounds > 10 and any(job.active for job in self.app.running)
+            waiting = all(_waits(node) for node in nodes if node.is_running)
+            quiet = 0 if busy or not (waiting or enough) else quiet + 1
             await asyncio.sleep(0.005)
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 240) -> None:
+    async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for what another process does; fail with the screen if it does not come."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < end, self.screen
             await asyncio.sleep(0.02)
@@ -73,8 +77,9 @@ class Terminal:
 
     @property
     def said(self) -> str:
-        """What notifications say."""
-        return "\n".join(n.message for n in self.app._notifications)
+        """What notifications have said, those too that are gone by now."""
+        assert isinstance(self.app._notifications, Heard)
+        return "\n".join(self.app._notifications.messages)
 
     @property
     def screen(self) -> str:
@@ -93,6 +98,23 @@ class Terminal:
         return console.export_text()
 
 
+class Heard(Notifications):
+    """Notifications whose messages are kept: on a busy machine they end before a test looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def add(self, notification: Notification) -> Notifications:
+        self.messages.append(notification.message)
+        return super().add(notification)
+
+
+def _waits(node: MessagePump) -> bool:
+    """Whether all of its messages are handled: a queue may be empty while one still is."""
+    return not node.message_queue_size and bool(node._message_queue.ready_event._waiters)
+
+
 def run(
     home: Path, scenario: Scenario, size: tuple[int, int] = WIDE, *, defects: bool = False
 ) -> LorahubApp:
@@ -101,6 +123,7 @@ def run(
     async def main() -> LorahubApp:
         with Workspace.open(home) as workspace:
             app = LorahubApp(workspace)
+            app._notifications = Heard()
             async with app.run_test(size=size) as pilot:
                 terminal = Terminal(app, pilot)
                 await terminal.idle()

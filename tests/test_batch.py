@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,14 @@ from lorahub.errors import (
     UsageError,
 )
 from lorahub.events import Advanced, Event, PhaseStarted, Warned
-from lorahub.output import new_folder
+from lorahub.merging import Merger
+from lorahub.output import new_folder, writing
 from lorahub.recipe import Recipe, make_recipe
 from lorahub.reporting import markdown
 from lorahub.sweep import load_sweep
 from lorahub.workspace import Workspace
 from tests.conftest import write_adapter
+from tests.waiting import PATIENCE
 
 SHAPES = {"layers.0.q_proj": (24, 32, 3), "layers.1.v_proj": (16, 32, 3)}
 
@@ -239,7 +242,7 @@ def test_two_batches_on_the_same_outputs(workspace: Workspace) -> None:
     words = [sys.executable, "-m", "tests.test_batch", "6"]
     both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for child in both:
-        out, _ = child.communicate(timeout=300)
+        out, _ = child.communicate(timeout=PATIENCE)
         assert child.returncode == 0
         done = json.loads(out)
         # A merge that met the other's lock is an honest conflict, and the only kind of failure.
@@ -247,6 +250,46 @@ def test_two_batches_on_the_same_outputs(workspace: Workspace) -> None:
         assert all("right now" in why for why in odd), odd
     assert set(states(workspace.batch(numbered(6))).values()) == {"unchanged"}
     assert not workspace.catalog.check()
+
+
+def test_a_result_that_comes_while_it_is_looked_for(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process ends its merge between two looks: what it made is taken, not replaced."""
+    other_writes, looked = ExitStack(), Merger.is_there
+    target, locks = workspace.config.adapters / "a", workspace.config.home / "locks"
+    other_writes.enter_context(writing(target, locks))
+
+    def end_meanwhile(self: Merger, *words: Any) -> bool:
+        found = looked(self, *words)
+        monkeypatch.setattr(Merger, "is_there", looked)
+        other_writes.close()
+        with Workspace.open(workspace.config.home) as other:
+            assert states(other.batch([recipe("a")])) == {"a": "merged"}
+        return found
+
+    monkeypatch.setattr(Merger, "is_there", end_meanwhile)
+    assert states(workspace.batch([recipe("a")], resume=True)) == {"a": "unchanged"}
+    assert [run.state for run in workspace.catalog.runs()] == ["finished"]
+
+
+def test_a_result_in_its_place_is_catalogued_by_who_made_it(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes that both did would each find the other's name taken."""
+    met: list[Any] = []
+    catalogue = Merger._catalogue
+
+    def met_by_another(self: Merger, *words: Any) -> Any:
+        monkeypatch.setattr(Merger, "_catalogue", catalogue)
+        with Workspace.open(workspace.config.home) as other:
+            met.extend(other.batch([recipe("a")], resume=True))
+        return catalogue(self, *words)
+
+    monkeypatch.setattr(Merger, "_catalogue", met_by_another)
+    assert states(workspace.batch([recipe("a")])) == {"a": "merged"}
+    assert "is writing it right now" in str(met[0].error)
+    assert [run.state for run in workspace.catalog.runs()] == ["finished"]
 
 
 def numbered(count: int) -> list[Recipe]:

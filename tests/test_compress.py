@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +38,7 @@ from lorahub.formats.safetensors import TensorEntry
 from lorahub.kernels.dense import balanced_factors, singular_values, squared_distance
 from lorahub.plot import rank_chart
 from lorahub.workspace import Workspace
-from tests.commands import call_here, entries
+from tests.commands import call_here, entries, needs_peak, peak_of
 from tests.conftest import ROOT, write_adapter
 
 # What PEFT reads from transformers, and neither of the two is ours.
@@ -831,18 +829,17 @@ def test_command(home: Path, llama: Path, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-PEAK = """
-import resource, sys, torch
+COMPRESS = """
+import sys, torch
 from pathlib import Path
 from lorahub.engine.compress import compress
 torch.set_num_threads(1)
 compress(Path(sys.argv[1]), Path(sys.argv[2]), reduction=0.2)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
-def peak_mib(folder: Path, blocks: int) -> int:
-    """Peak resident memory (MiB) of compressing ``blocks`` matrices of 4 MiB each."""
+def peak(folder: Path, blocks: int) -> int:
+    """Most bytes of memory taken to compress ``blocks`` matrices of 4 MiB each."""
     generator = torch.Generator().manual_seed(0)
     tensors = {
         f"layers.{i}.q.weight": torch.randn(4096, 256, generator=generator) for i in range(blocks)
@@ -850,11 +847,10 @@ def peak_mib(folder: Path, blocks: int) -> int:
     model = small_model(folder / str(blocks), tensors)
     target = folder / f"{blocks}-out"
     target.mkdir()
-    command = [sys.executable, "-c", PEAK, str(model), str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    return int(done.stdout)
+    return peak_of(COMPRESS, model, target)
 
 
+@needs_peak
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     # 48 MiB more of weights, of which none may stay; the allocator keeps a few.
-    assert peak_mib(tmp_path, 14) - peak_mib(tmp_path, 2) < 24
+    assert peak(tmp_path, 14) - peak(tmp_path, 2) < 24 << 20

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from lorahub.cli.main import app
 from lorahub.errors import EvaluationError, InvalidRecipeError, LorahubError, UsageError
 from lorahub.recipe import make_recipe
+from lorahub.suite_process import Process
 from lorahub.suites import load_suite
 from lorahub.workspace import Workspace
 from tests.conftest import write_adapter
@@ -212,15 +213,25 @@ def test_faults_of_a_suite(
     assert workspace.evaluations(workspace.get("m")) == ()
 
 
-def test_what_hangs_is_ended_with_its_children(workspace: Workspace, tmp_path: Path) -> None:
+def test_what_hangs_is_ended_with_its_children(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = (
         "import os, subprocess, sys, time\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000)'])\n"
-        "open('pid', 'w').write(str(child.pid))\n"
+        "open('partial', 'w').write(str(child.pid))\n"
+        "os.rename('partial', 'pid')\n"
         "time.sleep(1000)\n"
     )
-    with pytest.raises(EvaluationError, match="took longer than 3 s"):
-        score(workspace, suite(tmp_path, program, timeout=3))
+    finish = Process.finish
+
+    def finish_once_it_hangs(process: Process, timeout: float) -> str:
+        until((tmp_path / "pid").exists)
+        return finish(process, timeout)
+
+    monkeypatch.setattr(Process, "finish", finish_once_it_hangs)
+    with pytest.raises(EvaluationError, match=r"took longer than 0\.1 s"):
+        score(workspace, suite(tmp_path, program, timeout=0.1))
     # A killed process is gone when the system comes to it.
     status = Path("/proc") / (tmp_path / "pid").read_text() / "status"
     until(lambda: not running(status))

@@ -116,6 +116,17 @@ def test_one_that_kills_its_process_takes_no_other_with_it() -> None:
     assert states == {"m0": "merged", "m1": "merged", "m2": "failed", "m3": "merged"}
 
 
+def test_what_has_ended_meanwhile_comes_in_the_order_it_was_begun() -> None:
+    class Together(Table):
+        def wait(self, handles: Collection[int]) -> list[int]:
+            return sorted(handles, reverse=True)
+
+    parts = [(item(f"m{i}", "x"),) for i in range(6)]
+    pool = Together(2, {"m1": 1}, None, set())
+    found = [outcome.name for outcome in spread(parts, lambda _: None, pool)]
+    assert found == ["m0", "m2", "m3", "m1", "m4", "m5"]
+
+
 def test_closing_closes_the_pool() -> None:
     pool = Table(1, {}, lambda strategy: strategy.elements[0], set())
     outcomes = spread([(item("a", "x"),), (item("b", "x"),)], lambda _: None, pool)
@@ -186,6 +197,32 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="not installed") as caught:
         choose("ray")
     assert caught.value.hint == on_ray.INSTALL
+
+
+def test_what_is_about_to_end_on_a_cluster_is_not_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray aborts this process where both meet; and what waits is cancelled before what runs."""
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    ended, cancelled = {"soon over"}, []
+
+    def wait(handles: list[str], *, num_returns: int, timeout: float) -> tuple[Any, Any]:
+        assert num_returns == len(handles)
+        assert timeout > 0
+        return [h for h in handles if h in ended], [h for h in handles if h not in ended]
+
+    def cancel(handle: str, *, force: bool) -> None:
+        cancelled.append((handle, force))
+        if force or handle != "deaf":
+            ended.add(handle)
+
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "cancel", cancel)
+    pool: Any = object.__new__(on_ray._Pool)
+    pool._running = ["deaf", "soon over", "running", "waiting"]
+    pool.close()
+    one_by_one = [("waiting", False), ("running", False), ("deaf", False), ("deaf", True)]
+    assert cancelled == one_by_one
 
 
 def test_a_file_is_no_catalog_for_other_machines(home: Path) -> None:

@@ -653,7 +653,7 @@ def test_main_that_moves_while_we_push(hub: LoopbackHub, remote: Hub, files: lis
     gate = hub.gates.hold("POST", "/commit/")
     with ThreadPoolExecutor() as pool:
         pushing = pool.submit(remote.push, files, "ann/x")
-        gate.wait_arrived(20)
+        gate.wait_arrived()
         theirs = hub.commit("ann/x", adapter(2))
         gate.release()
         fails(ConflictError, pushing.result, "ann/x")

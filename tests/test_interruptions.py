@@ -25,6 +25,7 @@ from tests.commands import LORAHUB, call, call_here, entries, ok_here, process
 from tests.conftest import EXAMPLES, ROOT, write_adapter
 from tests.interrupting import problems
 from tests.test_cli import filled
+from tests.waiting import PATIENCE
 
 __all__ = ["filled"]
 
@@ -50,7 +51,7 @@ def stop_at_event(process: subprocess.Popen[str], count: int, how: signal.Signal
     for _ in range(count):
         process.stdout.readline()
     process.send_signal(how)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
 
 
 def assert_sound(home: Path) -> None:
@@ -128,10 +129,10 @@ def stop_at_request(
     gate = hub.gates.hold(method, pattern, landed=landed)
     process = start(*words, env=env)
     try:
-        gate.wait_arrived(60)
+        gate.wait_arrived()
         process.send_signal(how)
         # The request is still held: the process ends all the same.
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE)
         return process.returncode, err
     finally:
         process.kill()

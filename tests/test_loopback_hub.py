@@ -46,6 +46,7 @@ from .loopback_hub import (
     first,
     nth,
 )
+from .waiting import PATIENCE
 
 pytest_plugins = ["tests.loopback_hub.fixtures"]
 # The client itself uploads by a spelling that its HTTP library deprecates.
@@ -101,7 +102,7 @@ def raw(
 ) -> tuple[int, dict[str, str], bytes]:
     """A request without the client's help; header names are given with underscores."""
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=10)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=PATIENCE)
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
         connection.request(method, f"{parts.path or '/'}?{parts.query}", body, named)
@@ -464,7 +465,7 @@ def test_client_that_goes_away_in_the_middle_of_a_body(hub: LoopbackHub) -> None
     hub.add_repo("ann/x")
     parts = urlsplit(hub.cdn_endpoint)
     for head in ("Content-Length: 100", "Transfer-Encoding: chunked"):
-        connection = http.client.HTTPConnection(parts.netloc, timeout=10)
+        connection = http.client.HTTPConnection(parts.netloc, timeout=PATIENCE)
         connection.connect()
         connection.sock.sendall(f"PUT /uploads/1 HTTP/1.1\r\n{head}\r\n\r\n5\r\nabcd".encode())
         connection.close()
@@ -883,10 +884,10 @@ def test_stall_ends_with_its_gate_or_the_hub(
     gate = Gate()
     rule = hub.faults.add("GET", "/api/models/ann/x", Stall(gate))
     waiting = background.submit(api.model_info, "ann/x")
-    gate.wait_arrived(10)
+    gate.wait_arrived()
     assert len(hub.log) == 0
     gate.release()
-    assert isinstance(waiting.exception(20), httpx2.RemoteProtocolError)
+    assert isinstance(waiting.exception(PATIENCE), httpx2.RemoteProtocolError)
     assert rule.fired == 1
     with LoopbackHub() as other:
         other.add_repo("ann/x")
@@ -895,10 +896,10 @@ def test_stall_ends_with_its_gate_or_the_hub(
         other.faults.add("GET", "/resolve/", CutBody(1, half))
         waiting = background.submit(raw, f"{other.endpoint}/api/models/ann/x")
         reading = background.submit(raw, f"{other.endpoint}/ann/x/resolve/main/.gitattributes")
-        stuck.wait_arrived(10)
-        half.wait_arrived(10)
-    assert isinstance(waiting.exception(20), http.client.RemoteDisconnected)
-    assert isinstance(reading.exception(20), http.client.IncompleteRead)
+        stuck.wait_arrived()
+        half.wait_arrived()
+    assert isinstance(waiting.exception(PATIENCE), http.client.RemoteDisconnected)
+    assert isinstance(reading.exception(PATIENCE), http.client.IncompleteRead)
 
 
 def test_gate_stops_a_commit_before_or_after_it_lands(
@@ -908,13 +909,13 @@ def test_gate_stops_a_commit_before_or_after_it_lands(
     before = hub.gates.hold("POST", "/api/models/ann/x/commit/")
     landed = hub.gates.hold("POST", "/commit/", landed=True)
     pushing = background.submit(upload, api, b"2", "a")
-    before.wait_arrived(10)
+    before.wait_arrived()
     assert hub.files("ann/x") == {"a": b"1"}
     before.release()
-    landed.wait_arrived(10)
+    landed.wait_arrived()
     assert hub.files("ann/x") == {"a": b"2"}
     landed.release()
-    assert pushing.result(20) == hub.repo("ann/x").sha
+    assert pushing.result(PATIENCE) == hub.repo("ann/x").sha
     with pytest.raises(TimeoutError):
         landed.wait_arrived(0)
 
@@ -927,7 +928,7 @@ def test_killed_client_leaves_no_half_upload(hub: LoopbackHub) -> None:
         f"path_or_fileobj=b'123', path_in_repo='{WEIGHTS}', repo_id='ann/x', token='hf_ann')"
     )
     with subprocess.Popen([sys.executable, "-c", code]) as client:
-        gate.wait_arrived(60)
+        gate.wait_arrived()
         client.kill()
     gate.release()
     hub.gates.clear()
@@ -1016,4 +1017,4 @@ def test_script_serves_the_hf_command(hf_home: Path, tmp_path: Path) -> None:
         with pytest.raises(hf.RepositoryNotFoundError):
             HfApi(endpoint=endpoint, token=False).model_info("ann/x")
         server.stdin.close()
-        assert server.wait(10) == 0
+        assert server.wait(PATIENCE) == 0

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from lorahub.parallel import each
+from tests.waiting import PATIENCE
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
@@ -14,7 +15,7 @@ def test_results_come_in_the_order_of_the_items() -> None:
 
     def work(item: int) -> int:
         if item == 0:
-            assert second_done.wait(60)
+            assert second_done.wait(PATIENCE)
         if item == 1:
             second_done.set()
         return item * item
@@ -30,11 +31,11 @@ def test_no_more_workers_than_asked_for() -> None:
 
     def work(item: int) -> None:
         running.append(item)
-        together.wait(60)
+        together.wait(PATIENCE)
         most.append(len(running))
-        together.wait(60)
+        together.wait(PATIENCE)
         running.remove(item)
-        together.wait(60)
+        together.wait(PATIENCE)
 
     each(work, range(9), 3)
     assert set(most) == {3}
@@ -47,10 +48,10 @@ def test_an_exception_does_not_wait_for_what_hangs() -> None:
     def work(item: int) -> None:
         begun.append(item)
         if item == 0:
-            assert hanging.wait(60)
+            assert hanging.wait(PATIENCE)
             raise KeyboardInterrupt
         hanging.set()
-        release.wait(60)
+        release.wait(PATIENCE)
 
     with pytest.raises(KeyboardInterrupt):
         each(work, range(50), 2)
@@ -58,5 +59,5 @@ def test_an_exception_does_not_wait_for_what_hangs() -> None:
     release.set()
     for thread in threading.enumerate():
         if thread.name == "work":
-            thread.join(60)
+            thread.join(PATIENCE)
     assert set(begun) <= {0, 1, 2}

@@ -31,7 +31,7 @@ from lorahub.storage import stored
 from lorahub.workspace import Workspace
 from tests.conftest import write_adapter
 from tests.postgres import Databases
-from tests.ray_cluster import SETTINGS, cluster, free_port
+from tests.ray_cluster import SETTINGS, cluster
 from tests.s3 import s3_server
 from tests.test_batch import SHAPES, contents, numbered, recipe, states
 from tests.test_parts import LAYERS, RECIPES, merge, merged_by, nothing_left
@@ -47,14 +47,15 @@ def running() -> Iterator[tuple[str, Path]]:
     """A cluster whose workers know an S3 server, as theirs on machines apart would."""
     with pytest.MonkeyPatch.context() as patch, s3_server(patch, "results"), cluster(2) as found:
         yield found
+        ray.shutdown()
 
 
-@pytest.fixture(scope="module")
-def joined(running: tuple[str, Path]) -> Iterator[str]:
+@pytest.fixture
+def joined(running: tuple[str, Path]) -> str:
     """A cluster that this process has joined, so that its workers stay from test to test."""
-    ray.init(running[0], log_to_driver=False, logging_level="error")
-    yield running[0]
-    ray.shutdown()
+    if not ray.is_initialized():  # the first one, or after those that want to be apart
+        ray.init(running[0], log_to_driver=False, logging_level="error")
+    return running[0]
 
 
 @pytest.fixture
@@ -403,14 +404,16 @@ def apart() -> None:
 def test_nobody_listens(apart: None, workspace: Workspace, tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("method: svd\nsources: [{adapter: one}]\noutput: {name: a}\n")
-    for scheme in ("", "ray://"):
-        address = f"{scheme}127.0.0.1:{free_port()}"
-        for verb in ("batch", "merge"):
-            words = [verb, str(path), "--executor", "ray", "--address", address]
-            done = CliRunner().invoke(app, words)
-            assert done.exit_code == 7
-            assert f"no Ray cluster answers at {address}" in done.stderr
-            assert "ray start --head" in done.stderr
+    with socket.socket() as taken:  # nor can anybody while the test runs
+        taken.bind(("127.0.0.1", 0))
+        for scheme in ("", "ray://"):
+            address = f"{scheme}127.0.0.1:{taken.getsockname()[1]}"
+            for verb in ("batch", "merge"):
+                words = [verb, str(path), "--executor", "ray", "--address", address]
+                done = CliRunner().invoke(app, words)
+                assert done.exit_code == 7
+                assert f"no Ray cluster answers at {address}" in done.stderr
+                assert "ray start --head" in done.stderr
     assert not workspace.config.adapters.exists()
 
 

@@ -43,6 +43,7 @@ from store.models import metadata
 from store.session import open_engine
 from tests.conftest import ROOT
 from tests.postgres import Databases
+from tests.waiting import PATIENCE
 
 BASES = ("meta-llama/Llama-3-8B", "unsloth/llama-3-8b", "Qwen/Qwen2.5_7B", "mistral%7b", None)
 DRAFT = RunDraft("d" * 64, "recipe: text", "svd", "target")
@@ -1124,7 +1125,7 @@ def go(process: subprocess.Popen[str]) -> None:
 
 
 def finish(process: subprocess.Popen[str]) -> list[str]:
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     return out.splitlines()
 

@@ -54,6 +54,17 @@ def contents(catalog: Catalog) -> list[object]:
     return [*said, [r for r in runs if r.state != "running"], catalog.aliases()]
 
 
+def test_runs_that_began_in_one_moment_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("store.runs.now", lambda: "2026-01-02T03:04:05.678+00:00")
+    with Catalog.open(tmp_path / "first.db") as first, Catalog.open(tmp_path / "b.db") as second:
+        for target, state in (("a", "failed"), ("b", "failed"), ("b", "interrupted")):
+            first.end_run(first.begin_run(replace(DRAFT, target=target)), state, "why")
+        lines = list(first.export_lines())
+        assert [second.import_lines(lines, "lines").runs for _ in range(2)] == [3, 0]
+
+
 @pytest.fixture
 def lines(tmp_path: Path) -> list[str]:
     with Catalog.open(tmp_path / "first.db") as catalog:

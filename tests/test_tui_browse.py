@@ -22,6 +22,7 @@ from store import AdapterFilter, Catalog
 from store.models import adapter_table, evaluation_table
 from tests.conftest import EXAMPLES, write_adapter
 from tests.terminal import NARROW, WIDE, Terminal, run
+from tests.waiting import PATIENCE
 from tui.actions import ACTIONS, binding_id
 from tui.app import LorahubApp
 from tui.query import parse, toggled
@@ -148,7 +149,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
     get = Workspace.get
 
     def slow(self: Workspace, reference: str) -> Adapter:
-        assert gate.wait(60)
+        assert gate.wait(PATIENCE)
         return get(self, reference)
 
     monkeypatch.setattr(Workspace, "get", slow)

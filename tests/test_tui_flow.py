@@ -277,7 +277,7 @@ def test_killed_job_is_repeated_and_outlives_the_application(slow: Path) -> None
         await t.press("4")
         assert "interrupted" in t.screen
         await t.press("r")
-        await t.until(lambda: t.app.running[0].pid is not None)
+        await t.until(lambda: len(t.app.running) == 2 and t.app.running[0].pid is not None)
         await t.press("q")
         assert isinstance(t.app.screen, LeaveDialog)
         assert "merge a" in t.screen
@@ -285,7 +285,7 @@ def test_killed_job_is_repeated_and_outlives_the_application(slow: Path) -> None
         await t.pilot.pause()
 
     async def second(t: Terminal) -> None:
-        assert [j.title for j in t.app.running] == ["merge a", "merge a"]
+        await t.until(lambda: [j.title for j in t.app.running] == ["merge a", "merge a"])
         await t.done("merge")
         assert t.app.running[0].state == "finished"
         await t.press("4", "space", "j")
@@ -351,9 +351,9 @@ def test_no_network_is_a_state(home: Path, hf_home: Path, monkeypatch: pytest.Mo
     run(home, scenario)
 
 
-def test_events_reach_a_pipe_at_once(slow: Path) -> None:
+def test_events_reach_a_pipe_at_once(endless: Path) -> None:
     """Progress is only worth something while the work goes on."""
-    env = {k: v for k, v in environment(slow).items() if k != "PYTHONUNBUFFERED"}
+    env = {k: v for k, v in environment(endless).items() if k != "PYTHONUNBUFFERED"}
     words = ["merge", "one", "other", "--method", "ties", "--name", "x", "--events", "jsonl"]
     with subprocess.Popen(command(words), stdout=subprocess.PIPE, env=env) as child:
         assert child.stdout is not None

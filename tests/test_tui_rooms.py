@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from lorahub.engine.sizes import peak_memory
 from lorahub.lineage import drawn
 from lorahub.recipe import make_recipe
 from lorahub.workspace import Workspace
+from tests.commands import needs_peak, peak_of
 from tests.conftest import EXAMPLES, write_adapter
 from tests.loopback_hub.server import LoopbackHub
 from tests.terminal import NARROW, WIDE, Terminal, run
@@ -240,7 +239,7 @@ def test_a_catalogued_repository_with_an_error_shows_the_error_first() -> None:
     assert _row({**entry, "error": None, "state": "changed"}).mark == "↑"
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@needs_peak
 @pytest.mark.parametrize("method", ["svd", "ties"])
 def test_memory_of_the_plan_is_about_what_a_merge_takes(home: Path, method: str) -> None:
     modules = {f"layers.{i}.q": (2048, 2048, 16) for i in range(6)}
@@ -250,17 +249,5 @@ def test_memory_of_the_plan_is_about_what_a_merge_takes(home: Path, method: str)
         sources = [{"adapter": "one"}, {"adapter": "other"}]
         plan = workspace.plan(make_recipe({"method": method, "sources": sources}))
     words = f"merge one other --method {method} --name x --workers 1 --json".split()
-    # Not ru_maxrss, which a child of a larger process begins with.
-    code = (
-        "import re, sys\n"
-        "from pathlib import Path\n"
-        "from lorahub.cli.main import app\n"
-        f"app({words!r}, standalone_mode=False)\n"
-        "status = Path('/proc/self/status').read_text()\n"
-        "print(re.search(r'VmHWM:\\s*(\\d+) kB', status)[1], file=sys.stderr)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )  # fmt: skip
-    taken = 1024 * int(done.stderr.splitlines()[-1])
+    taken = peak_of(f"from lorahub.cli.main import app; app({words!r}, standalone_mode=False)")
     assert 0.6 * taken < peak_memory(plan.modules, plan.method, 1) < 1.6 * taken

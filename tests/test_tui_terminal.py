@@ -61,20 +61,20 @@ class Tmux:
     def screen(self) -> str:
         return self("capture-pane", "-p", check=False)
 
-    def until(self, text: str) -> None:
-        until(lambda: text in self.screen, lambda: f"no '{text}' in\n{self.screen}")
+    def until(self, text: str, *, there: bool = True) -> None:
+        until(lambda: (text in self.screen) is there, lambda: f"'{text}'?\n{self.screen}")
 
 
 def test_walkthrough(terminal: Tmux, home: Path) -> None:
-    """The recorded walk: every line sends keys, or waits for what they bring."""
+    """The recorded walk: every line sends keys, or waits for what they bring or take away."""
     for line in WALK.read_text(encoding="utf-8").splitlines():
         kind, _, rest = line.partition(" ")
         if kind == "keys":
             terminal.press(*rest.split())
         elif kind == "type":
             terminal.press("-l", rest)
-        elif kind == "see":
-            terminal.until(rest)
+        elif kind in {"see", "lose"}:
+            terminal.until(rest, there=kind == "see")
     with Workspace.open(home) as workspace:
         assert workspace.get("walked").method == "svd"
 
@@ -128,9 +128,12 @@ def test_killed_terminal_leaves_a_merge_that_goes_on_and_is_repeated(
     again = Tmux(home)
     try:
         again.until("3 Run")
+        # What is pressed before a screen is there goes to the one before it.
         again.press("4")
+        again.until("[4 History")
         again.until("interrupted")
         again.press("3")
+        again.until("[3 Run")
         again.until("interrupted")
         again.press("r")
         again.until("of 600 modules")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-PATIENCE = 90.0
+PATIENCE = 240.0
 """Seconds after which something is wrong, however busy the machine is."""
 
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 ANSWER_SECONDS = 10
 """How long a cluster may take to say a first word."""
 
+ENDING_SECONDS = 1
+"""How long what is about to end is waited for before the rest is interrupted."""
+
 CANCEL_SECONDS = 30
 """How long a task may take to end once it is interrupted; then its process is killed."""
 
@@ -188,11 +191,11 @@ class _Pool(Generic[T, R]):
         self.jobs = jobs
         self._start = ray.put(start)
         self._make = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_make)
-        self._running: set[ObjectRef[Any]] = set()
+        self._running: list[ObjectRef[Any]] = []
 
     def submit(self, group: Group[T]) -> ObjectRef[Any]:
         handle = self._make.remote(_version(), self._start.hex(), self._start, group)
-        self._running.add(handle)
+        self._running.append(handle)
         return handle
 
     def wait(self, handles: Collection[ObjectRef[Any]]) -> list[ObjectRef[Any]]:
@@ -207,7 +210,7 @@ class _Pool(Generic[T, R]):
         import ray
         from ray.exceptions import RayError, RayTaskError
 
-        self._running.discard(handle)
+        self._running.remove(handle)
         try:
             outcomes: list[R] = ray.get(handle)
         except RayTaskError as error:
@@ -224,12 +227,22 @@ class _Pool(Generic[T, R]):
     def close(self) -> None:
         import ray
 
-        left = list(self._running)
+        # Ray ends this whole process where a task ends just when it is cancelled. So what is short
+        # ends by itself, and nothing is handed to a worker that an interruption sets free.
+        left = _unfinished(self._running, ENDING_SECONDS)
         for force in (False, True):
-            for handle in left:
+            for handle in reversed(left):
                 ray.cancel(handle, force=force)
-            if left:
-                left = ray.wait(left, num_returns=len(left), timeout=CANCEL_SECONDS)[1]
+            left = _unfinished(left, CANCEL_SECONDS)
+
+
+def _unfinished(handles: Collection[ObjectRef[Any]], seconds: float) -> list[ObjectRef[Any]]:
+    """Those of some tasks that have not ended after so long, in order."""
+    import ray
+
+    if not handles:
+        return []
+    return ray.wait(list(handles), num_returns=len(handles), timeout=seconds)[1]
 
 
 _workers: dict[str, Worker[Any, Any]] = {}

@@ -70,7 +70,8 @@ def spread(
                 elif free:
                     running[pool.submit(free)] = free
             waiting.extendleft(reversed(blocked))
-            for handle in pool.wait(running) if running else ():
+            ended = pool.wait(running) if running else ()
+            for handle in [handle for handle in running if handle in ended]:
                 group = running.pop(handle)
                 try:
                     outcomes: Sequence[R] = pool.result(handle)

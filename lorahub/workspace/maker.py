@@ -125,8 +125,10 @@ class Maker:
         """
         merged: Merged | LorahubError = conflict
         for _ in range(2):
+            # In this order: what another process ends in between is there, and not replaced.
+            earlier = self._resume and self._merger.is_result(item.recipe)
             there = self._merger.is_there(item.recipe, plan)
-            force = self._resume and not there and self._merger.is_result(item.recipe)
+            force = earlier and not there
             if there or force:
                 (merged,) = self._merged([(item, plan)], force=force)
             if force or not isinstance(merged, ConflictError):

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from tests.waiting import PATIENCE
+
 from .wire import Reply, Request
 
 Occurrence = Callable[[int], bool]
@@ -163,7 +165,7 @@ class Gate:
         self._arrived.release()
         self._released.wait()
 
-    def wait_arrived(self, timeout: float) -> None:
+    def wait_arrived(self, timeout: float = PATIENCE) -> None:
         """Return once a request is at the gate (one call per request); else TimeoutError."""
         if not self._arrived.acquire(timeout=timeout):
             raise TimeoutError(f"no request came to the gate in {timeout} s")
