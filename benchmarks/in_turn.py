@@ -28,6 +28,7 @@ CASES = {
     "welore": ({}, f"rank {RANK}"),
     "iso_c": ({"rank": RANK}, None),
     "tsv": ({"rank": RANK}, None),
+    "tsv_iso": ({"rank": RANK}, None),
     "knots": ({"rank": RANK}, None),
     "iso_cts": ({"rank": RANK}, None),
     "core": ({"rank": RANK}, None),

@@ -29,7 +29,7 @@ EQUAL = tuple(f"{task}_r8_s0" for task in TASKS)
 MIXED = ("langid_r16_s0", "debsec_r4_s0", "codelang_r8_s0", "mansec_r4_s0", "bshift_r8_s0")
 LOUD = ("langid_r8_s0", "debsec_r8_s0", "codelang_r8_s0", "mansec_r8_s0", "loud")
 ELEMENTWISE = ("ties", "dare", "dare_ties", "della", "breadcrumbs", "magnitude_prune")
-CORE = ("iso_c", "iso_cts", "tsv", "knots", "core", "cart", "pico", "karcher")
+CORE = ("iso_c", "iso_cts", "tsv", "tsv_iso", "knots", "core", "cart", "pico", "karcher")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ CANDIDATES: Mapping[int | None, Sequence[str]] = {
     None: ("iso_c", "iso_cts", "tsv", "task_arithmetic"),
     8: ("flat", "task_arithmetic"),
 }
-MORE_FOR_TWO = ("ties", "cat")
+MORE_FOR_TWO = ("tsv_iso", "ties", "cat")
 SAME = (
     ("debsec_r4_s0", "debsec_r8_s0"),
     ("langid_r8_s0", "langid_r16_s0"),

@@ -34,6 +34,7 @@ weight_values = st.sampled_from([-1.0, 0.5, 1.0, 2.0])
 
 OURS = (
     "cart", "core", "ctm", "flat", "iso_c", "iso_cts", "karcher", "knots", "pico", "slerp", "tsv",
+    "tsv_iso",
 )  # fmt: skip
 
 
@@ -70,6 +71,11 @@ def tsv(parts: Sequence[Dense], ranks: Sequence[int], keep: int = 99, **_: Any) 
     sigma = np.concatenate([s for _, s, _ in triplets])
     V = np.concatenate([Vh.T for _, _, Vh in triplets], 1)
     return polar(U) @ np.diag(sigma) @ polar(V).T
+
+
+def tsv_iso(parts: Sequence[Dense], ranks: Sequence[int], **_: Any) -> Dense:
+    n = len(parts)
+    return 0.625 * n**-0.7 * tsv(parts, ranks) + (0.55 / n) ** (1 / 3) * flat_sum(parts, ranks)
 
 
 def ties(parts: Sequence[Dense], density: float) -> Dense:
@@ -138,6 +144,7 @@ def cart(parts: Sequence[Dense], keep: int, **_: Any) -> Dense:
         ("flat", flat_sum, {}),
         ("tsv", tsv, {}),
         ("tsv", tsv, {"keep": 2}),
+        ("tsv_iso", tsv_iso, {}),
         ("knots", knots, {"density": 0.5}),
         ("knots", knots, {"density": 0.2}),
         ("ctm", knots, {"density": 0.5, "rank": 3}),
@@ -261,6 +268,8 @@ def test_copies_of_one_adapter(name: str, copies: int) -> None:
         "ctm": None,
         "cart": one,
         "pico": None,
+        "tsv_iso": 0.625 * copies**-0.7 * one
+        + (0.55 / copies) ** (1 / 3) * copies * flat_sum([one], [4]),
     }[name]
     assert bool(torch.isfinite(found).all())
     assert int((torch.linalg.svdvals(found) > 1e-5 * float(found.norm())).sum()) <= 4

@@ -62,7 +62,7 @@ def brief(found: Suggestion) -> tuple[str, dict[str, int], tuple[float, ...]]:
 
 def test_unlike_adapters(tmp_path: Path) -> None:
     five = unlike(tmp_path, 5)
-    assert brief(suggest(five[:2])) == ("tsv", {}, (1, 1))
+    assert brief(suggest(five[:2])) == ("tsv_iso", {}, (1, 1))
     assert brief(suggest(five[:2], rank=7)) == ("tsv", {"rank": 7}, (1, 1))
     assert brief(suggest(five[:2], rank=2)) == ("task_arithmetic", {"rank": 2}, (1, 1))
     assert brief(suggest(five)) == ("iso_c", {}, (1,) * 5)
@@ -126,10 +126,10 @@ def test_a_loud_adapter_gets_the_norm_of_the_others(tmp_path: Path) -> None:
     quiet = unlike(tmp_path, 1)
     loud = load(write_adapter(tmp_path / "loud", MODULES, seed=7, alpha=320))
     found = suggest([*quiet, loud])
-    assert (found.choice.method, found.choice.normalize) == ("tsv", True)
+    assert (found.choice.method, found.choice.normalize) == ("tsv_iso", True)
     assert "'loud' has 2" in found.findings[1]
     assert "one norm first" in found.findings[1]
-    assert found.others[0].normalize is None  # iso_c does so anyway
+    assert [(o.method, o.normalize) for o in found.others] == [("tsv", True), ("iso_c", None)]
 
 
 def test_adapters_with_common_factors(tmp_path: Path) -> None:

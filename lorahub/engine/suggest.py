@@ -235,24 +235,21 @@ _IN_THE_SAME_DIRECTIONS = (
     ("knots", "elects a sign along the common directions, where adapters contradict each other"),
     ("tsv", "moves the adapters apart, as far as common directions allow"),
 )  # fmt: skip
-_TSV_FOR_TWO = (
-    "tsv",
-    "two adapters disturb each other little, so each keeps its own spectrum, made orthogonal to "
-    "the other's; that costs a little where both tasks are of one nature, and saves much where "
-    "they are not",
-)
-_SUM_OF_TWO = ("task_arithmetic", "the plain sum, pulled back by its scale")
 _TWO = (
-    _TSV_FOR_TWO,
+    ("tsv_iso", "the mean of both runners-up: where one of them is much worse for one of two "
+     "tasks, the other seldom is, and together they are better than either"),
+    ("tsv", "two adapters disturb each other little, so each keeps its own spectrum, made "
+     "orthogonal to the other's"),
     ("iso_c", "all directions at one level: a little better for two tasks of one nature, much "
      "worse for two that are not"),
-    _SUM_OF_TWO,
 )  # fmt: skip
 _TWO_UNDER_A_BUDGET = (
-    _TSV_FOR_TWO,
+    ("tsv", "two adapters disturb each other little, so each keeps its own spectrum, made "
+     "orthogonal to the other's; that costs a little where both tasks are of one nature, and "
+     "saves much where they are not"),
     ("flat", "the directions that matter most, all at one level: a little better for two tasks of "
      "one nature, much worse for two that are not"),
-    _SUM_OF_TWO,
+    ("task_arithmetic", "the plain sum, pulled back by its scale"),
 )  # fmt: skip
 _WITH_ROOM = (
     ("iso_c", "in a sum of several unlike adapters a few directions drown the others; a flat "

@@ -128,9 +128,16 @@ def flattened(stack: Stack, combine: Combine, rank: int | None = None) -> Mix:
     if len(space.columns) < 2:
         return merged(stack, combine, rank)
     U, sigma, Vh = _decomposed(combine(space))
+    flat = flat_spectrum(sigma, space)
+    importance = torch.where(flat > 0, sigma, 0.0)
+    return _mix(stack, space, U, flat, Vh, rank, importance=importance)
+
+
+def flat_spectrum(sigma: Tensor, space: CoreSpace) -> Tensor:
+    """Singular values (m, R) with all non-zero ones at their mean."""
     kept = non_zero(sigma, space)
     level = (sigma * kept).sum(-1) / kept.sum(-1).clamp_min(1)
-    return _mix(stack, space, U, level[:, None] * kept, Vh, rank, importance=sigma * kept)
+    return level[:, None] * kept
 
 
 def _decomposed(core: Tensor | Decomposition) -> Decomposition:
