@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 from textual.widgets import Input, Select, TabbedContent, TextArea
 
+from lorahub.events import Warned, to_json
 from lorahub.formats import inspect
 from lorahub.workspace import Workspace
 from tests.conftest import EXAMPLES, write_adapter
 from tests.loopback_hub.server import LoopbackHub
 from tests.terminal import NARROW, WIDE, Terminal, run
 from tui import heed_interrupts
+from tui.job import Progress
 from tui.jobs import NICENESS, Jobs, command, environment
 from tui.screens.compose import ComposeScreen
 from tui.screens.leave import LeaveDialog
@@ -240,6 +242,15 @@ def test_resize_cancel_pause_and_queue(endless: Path) -> None:
 
     run(endless, scenario)
     assert not (endless / "adapters" / "a").exists()
+
+
+def test_what_a_job_warns_of_says_what_to_do(tmp_path: Path) -> None:
+    heard = (Warned("a: 'onne' is not in the catalog", "did you mean one?"), Warned("moved"))
+    (tmp_path / "events.jsonl").write_text("".join(f"{to_json(event)}\n" for event in heard))
+    progress = Progress()
+    progress.read(tmp_path / "events.jsonl")
+    job = progress.job("j", {"words": ["batch"], "pid": 1}, alive=True)
+    assert job.warnings == ("a: 'onne' is not in the catalog\ndid you mean one?", "moved")
 
 
 def test_jobs_can_be_cancelled_though_a_shell_ignores_interrupts() -> None:

@@ -26,7 +26,7 @@ class Job:
         phase: The phase it is in, with its steps: ``done`` of ``total`` ``unit``.
         item: The latest step.
         rate: Steps a second in this phase.
-        warnings: What it warned of.
+        warnings: What it warned of, and below it what to do.
         result: What it came to, once it ended well.
         error: Why it failed, and what to do.
     """
