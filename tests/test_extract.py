@@ -45,7 +45,7 @@ from lorahub.record import Verification
 from lorahub.workspace import Workspace
 from store import AdapterFilter
 from tests.commands import entries, ok_here
-from tests.test_interruptions import start, stop_at_event
+from tests.test_interruptions import stopped_at_event
 
 # What PEFT reads from transformers, and neither of the two is ours.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -676,13 +676,11 @@ def test_a_stopped_extraction_goes_on(
 ) -> None:
     whole = extract(*pair, name="whole", base_model=None)
     words = ("extract", *pair, "--rank", 4, "--name", "x", "--events", "jsonl")
-    process = start(*words)
-    stop_at_event(process, count, how)
-    # An extraction this small may be past its last event before the signal is delivered.
-    assert process.returncode in {130 if how is signal.SIGINT else -9, 0}
-    if "x" not in entries(home / "adapters"):
-        done = max(0, count - 5)  # after two phases, two files hashed, a warning
-        assert len(list(home.glob("extractions/*/*.json"))) >= done
+    stopped = stopped_at_event(count, how, *words)
+    assert stopped.returncode == (130 if how is signal.SIGINT else -9), stopped.stderr
+    assert "x" not in entries(home / "adapters")
+    done = max(0, count - 5)  # after two phases, two files hashed, a warning
+    assert len(list(home.glob("extractions/*/*.json"))) >= done
     with Workspace.open() as workspace:
         assert not workspace.catalog.check()
     last = json.loads(ok_here(*words).splitlines()[-1])

@@ -46,12 +46,32 @@ def start(*words: object, env: dict[str, str] | None = None) -> subprocess.Popen
     )
 
 
-def stop_at_event(process: subprocess.Popen[str], count: int, how: signal.Signals) -> None:
-    assert process.stdout is not None
-    for _ in range(count):
-        process.stdout.readline()
-    process.send_signal(how)
-    process.communicate(timeout=PATIENCE)
+STOPPING = """\
+import os, sys
+from lorahub.__main__ import run
+from lorahub.cli import sink
+
+count, number = map(int, sys.argv[1:3])
+del sys.argv[1:3]
+whole = sink.print_event
+
+
+def print_event(event):
+    global count
+    whole(event)
+    count -= 1
+    if count == 0:
+        os.kill(os.getpid(), number)
+
+
+sink.print_event = print_event
+run()
+"""
+
+
+def stopped_at_event(count: int, how: signal.Signals, *words: object) -> Any:
+    """A command that gets a signal when it has printed so many events: of itself, so just then."""
+    return process(sys.executable, "-c", STOPPING, count, int(how), *words)
 
 
 def assert_sound(home: Path) -> None:
@@ -69,8 +89,10 @@ def assert_sound(home: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_merge_killed(filled: Path, seed: int) -> None:
-    count = random.Random(seed).randint(0, EVENTS)
-    stop_at_event(start(*MERGE), count, signal.SIGKILL)
+    count = random.Random(seed).randint(1, EVENTS)
+    done = stopped_at_event(count, signal.SIGKILL, *MERGE)
+    assert done.returncode == -signal.SIGKILL
+    assert len(done.stdout.splitlines()) == count
     assert_sound(filled)
     assert json.loads(ok_here(*MERGE).splitlines()[-1])["event"] == "finished"
     assert entries(filled / "adapters") == {"m"}
@@ -79,12 +101,10 @@ def test_merge_killed(filled: Path, seed: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 20, 38, 60])
 def test_merge_interrupted(filled: Path, count: int) -> None:
-    process = start(*MERGE)
-    stop_at_event(process, count, signal.SIGINT)
-    # A merge this small may be past its last event before the signal is delivered.
-    assert process.returncode in {130, 0}
-    if process.returncode == 130:
-        assert entries(filled / "adapters") == set()
+    done = stopped_at_event(count, signal.SIGINT, *MERGE)
+    assert done.returncode == 130, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["code"] == "interrupted"
+    assert entries(filled / "adapters") == set()
     assert_sound(filled)
     ok_here(*MERGE)
     assert entries(filled / "adapters") == {"m"}
