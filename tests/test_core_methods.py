@@ -459,6 +459,37 @@ def test_real_merges_pass_verification(name: str, dtype: str, tmp_path: Path) ->
         assert check.error <= {"F32": 1e-6, "BF16": 1e-2}[dtype]
 
 
+@pytest.mark.parametrize("name", ["flat", "iso_c", "iso_cts"])
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_other_directions_than_the_leading_ones_do_not_verify(
+    name: str, dtype: str, tmp_path: Path
+) -> None:
+    """Of a flat spectrum any directions are as near to the whole as the leading ones."""
+    adapters = [
+        load(write_adapter(tmp_path / str(seed), {"a.q": (40, 30, 4)}, seed=seed))
+        for seed in (1, 2)
+    ]
+    bodies = {}
+    for k in (3, 8):
+        plan = make_plan(adapters, [1, 1], get(name), {"rank": k}, dtype=dtype)
+        path = merge(plan, tmp_path / f"{k}") / "adapter_model.safetensors"
+        bodies[k] = load_file(path)
+    plan = make_plan(adapters, [1, 1], get(name), {"rank": 3}, dtype=dtype)
+    plan = run(plan, tmp_path / "again").plan
+    path = tmp_path / "3" / "adapter_model.safetensors"
+    modules = load(tmp_path / "3").info.modules
+    assert verify(plan, path, modules, reports={}).passed
+    for kept in ([5, 6, 7], [0, 1, 7]):
+        save_file(
+            {
+                key: (value[kept] if "lora_A" in key else value[:, kept]).contiguous()
+                for key, value in bodies[8].items()
+            },
+            path,
+        )
+        assert not verify(plan, path, modules, reports={}).passed, kept
+
+
 def test_a_module_of_one_adapter_stays_as_it_is(tmp_path: Path) -> None:
     both = {"a.q": (12, 8, 3)}
     one = write_adapter(tmp_path / "one", both | {"a.up": (20, 8, 3)}, seed=1)

@@ -31,7 +31,7 @@ from lorahub.formats.safetensors import TensorFile
 from lorahub.kernels.batched import gram
 from lorahub.kernels.delta import Merged, excess_residual
 from lorahub.kernels.lowrank import factored, whitened_sides
-from lorahub.kernels.stack import Factors, Stack
+from lorahub.kernels.stack import Factors, Mix, Stack
 from lorahub.parallel import usable_cpus
 from lorahub.record import Verification
 
@@ -81,7 +81,8 @@ def verify(
     For methods that truncate, the definition is the best approximation of the rank that was
     written, and the error is by how much the distance to the untruncated target exceeds the
     smallest possible one (for deltas merged element by element, as `excess_residual` finds it:
-    their spectrum is not known). Errors are relative to the root of the summed squared norms of the
+    their spectrum is not known), and of a flat spectrum how much of what counts most was left out.
+    Errors are relative to the root of the summed squared norms of the
     weighted source deltas.
 
     Args:
@@ -275,6 +276,8 @@ def _deviation(
         (_, K_b), (_, K_a) = whitened_sides(stack)
         sigma = torch.linalg.svdvals(K_b[0] @ wanted[0] @ K_a[0].mT)
         excess = max(0.0, distance - float(sigma[k:].square().sum()) ** 0.5)
+        if definition.importance is not None and plan.scale:
+            excess = math.hypot(excess, _passed_over(definition, plan.scale, cross))
     near = nearness(plan, [module], stack, cross)
     members = (member.adapter for member in module.members)
     return _Deviation(
@@ -284,6 +287,23 @@ def _deviation(
         total=float(near.total[0]),
         retained=tuple(zip(members, near.kept[0].tolist(), near.whole[0].tolist(), strict=True)),
     )
+
+
+def _passed_over(definition: Mix, scale: float, cross: Cross) -> float:
+    """The norm of directions that were not written, though they count more than some that were.
+
+    Of a flat spectrum any directions of a rank are as near to the whole. Directions that count
+    alike may stand for each other: the norm is weighted by the importance that was lost.
+    """
+    assert definition.importance is not None
+    assert definition.sigma is not None
+    importance, sigma = definition.importance[0], definition.sigma[0].double()
+    inner = ((cross.b[0] @ definition.left[0]) * (definition.right[0] @ cross.a[0].mT).mT).sum(0)
+    # 1 for each direction of the definition that was written, 0 for the others.
+    shares = torch.where(sigma > 0, inner / (scale * sigma.square()), 0.0)
+    lost = importance[: cross.b.shape[1]].sum() - (importance * shares).sum()
+    largest = importance[0]
+    return abs(scale) * float(sigma[0] * (lost / largest).clamp_min(0)) if largest > 0 else 0.0
 
 
 def _excess_of_factors(wanted: Factors, scale: float, B: Tensor, A: Tensor) -> float:
