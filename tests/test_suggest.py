@@ -132,6 +132,18 @@ def test_a_loud_adapter_gets_the_norm_of_the_others(tmp_path: Path) -> None:
     assert [(o.method, o.normalize) for o in found.others] == [("tsv", True), ("iso_c", None)]
 
 
+def test_the_mean_of_two_merges_evens_small_differences_itself(tmp_path: Path) -> None:
+    quiet = unlike(tmp_path, 1)
+    louder = load(write_adapter(tmp_path / "louder", MODULES, seed=7, alpha=48))
+    found = suggest([*quiet, louder])
+    assert (found.choice.method, found.choice.normalize) == ("tsv_iso", None)
+    assert (found.others[0].method, found.others[0].normalize) == ("tsv", True)
+    assert "one norm first" not in found.findings[1]
+    found = suggest([*quiet, louder], rank=7)
+    assert (found.choice.method, found.choice.normalize) == ("tsv", True)
+    assert "one norm first" in found.findings[1]
+
+
 def test_adapters_with_common_factors(tmp_path: Path) -> None:
     one, other = unlike(tmp_path, 2)
     shared = load_file(one.origin.folder / "adapter_model.safetensors")
