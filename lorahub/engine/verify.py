@@ -82,8 +82,7 @@ def verify(
     written, and the error is by how much the distance to the untruncated target exceeds the
     smallest possible one (for deltas merged element by element, as `excess_residual` finds it:
     their spectrum is not known), and of a flat spectrum how much of what counts most was left out.
-    Errors are relative to the root of the summed squared norms of the
-    weighted source deltas.
+    Errors are relative to the root of the summed squared norms of the weighted source deltas.
 
     Args:
         plan: As for `Result`.
