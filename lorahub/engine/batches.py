@@ -13,6 +13,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import groupby
 from threading import Event, local
 from types import TracebackType
@@ -27,6 +28,7 @@ from lorahub.engine.sizes import CPU_BATCH_BYTES
 from lorahub.errors import InvalidAdapterError, ResourceError, UsageError
 from lorahub.events import Advanced, Listener, PhaseStarted
 from lorahub.formats.safetensors import TensorFile
+from lorahub.kernels.blas import one_thread
 from lorahub.kernels.stack import Stack
 from lorahub.parallel import usable_cpus
 
@@ -73,16 +75,17 @@ class Batches:
         self._buffers = _Buffers(device)
         self._grams: dict[str, tuple[Tensor, Tensor]] = {}
         self._keep = False
-        self._threads = torch.get_num_threads()
-        self._precision = torch.get_float32_matmul_precision()
-        # TF32 keeps ten bits of a product; the tolerances need all of them.
-        torch.set_float32_matmul_precision("highest")
-        try:
+        with ExitStack() as opened:
+            opened.callback(torch.set_num_threads, torch.get_num_threads())
+            precision = torch.get_float32_matmul_precision()
+            opened.callback(torch.set_float32_matmul_precision, precision)
+            # TF32 keeps ten bits of a product; the tolerances need all of them.
+            torch.set_float32_matmul_precision("highest")
+            opened.enter_context(one_thread())
             for adapter in plan.adapters:
                 self._files.append(TensorFile(adapter.weights_path))
-        except BaseException:
-            self.close()
-            raise
+                opened.callback(self._files[-1].close)
+            self._opened = opened.pop_all()
 
     def result_bytes(self, plan: Plan) -> int:
         """Most bytes of the results of one batch."""
@@ -96,11 +99,8 @@ class Batches:
         return _batches(plan, self._bytes)
 
     def close(self) -> None:
-        """Close the sources and give torch its settings back."""
-        torch.set_num_threads(self._threads)
-        torch.set_float32_matmul_precision(self._precision)
-        for file in self._files:
-            file.close()
+        """Close the sources and give torch and the BLAS libraries their settings back."""
+        self._opened.close()
 
     def __enter__(self) -> Batches:
         return self

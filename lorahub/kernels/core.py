@@ -225,13 +225,15 @@ def _triplets(columns: Tensor, rows: Tensor, keep: int | None) -> tuple[Tensor, 
 def common_and_specific(space: CoreSpace, common: float) -> Decomposition:
     """The core of Iso-CTS before its spectrum is flattened.
 
-    Module by module, because their dimensions differ.
+    Module by module where their dimensions differ.
 
     Args:
         space: At least two adapters.
         common: Share of the dimensions given to the singular vectors of the sum.
     """
     sizes = torch.minimum(*(_dimension(side) for side in both_sides(space))).tolist()
+    if len(set(sizes)) == 1:
+        return _common_and_specific(space, sizes[0], common)
     found = [_common_and_specific(space.module(i), size, common) for i, size in enumerate(sizes)]
     U, sigma, Vh = (torch.cat(parts) for parts in zip(*found, strict=True))
     return U, sigma, Vh

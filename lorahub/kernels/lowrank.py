@@ -11,13 +11,12 @@ factorisations are cubic in R. None of them ever forms a d_out x d_in matrix.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from lorahub.kernels.batched import factorised, gram, mirrored, products, strips
+from lorahub.kernels.blas import one_thread
 from lorahub.kernels.krylov import Krylov, orthonormal
 from lorahub.kernels.stack import Factors, Mix, Stack
 
@@ -277,16 +276,11 @@ def _leading(core: Tensor, k: int) -> tuple[Tensor, Tensor]:
     from scipy.linalg import eigh
 
     wanted = [R - k, R - 1]
-    with _blas().limit(limits=1, user_api="blas"):
+    with one_thread():
         found = [eigh(c, subset_by_index=wanted, check_finite=False) for c in core.numpy()]
     values = torch.stack([torch.from_numpy(v) for v, _ in found])
     vectors = torch.stack([torch.from_numpy(v) for _, v in found])
     return values.flip(-1), vectors.flip(-1)
-
-
-@cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController()
 
 
 def _by_whitening(stack: Stack, M: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
