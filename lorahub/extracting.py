@@ -33,7 +33,7 @@ from lorahub.formats import checkpoint
 from lorahub.formats.card import read_card
 from lorahub.integrity import check_unchanged, file_sha256
 from lorahub.merging import closing_run, output_of
-from lorahub.output import held, new_folder
+from lorahub.output import held, new_folder, writing
 from lorahub.record import Parent, Verification
 from store import Catalog, RunDraft
 
@@ -85,34 +85,35 @@ class Extractor:
 
         _check(request)
         name, target = output_of(request.name, request.folder, self._config)
-        folders = _folders(request)
-        with ModelPair.open(*folders) as pair:
-            base, finetuned = _pinned(pair, listener)
-            dtype = request.dtype or pair.dtype
-            base_model = request.base_model or base.repo_id or _named(folders[0])
-            digest = _digest(base, finetuned, request, dtype, base_model)
-            known = self._catalog.by_name(name)
-            done = self._already_there(name, target, digest, known, folders, force=force)
-            work = self._config.home / "extractions" / digest
-            if done is not None:
-                shutil.rmtree(work, ignore_errors=True)
-                return done
-            if base_model is None:
-                text = "the name of the base model is not known; give it with --base owner/name"
-                listener(Warned(text))
-            self._catalog.sweep_dead_runs()
-            run_id = self._catalog.begin_run(RunDraft(digest, "", "extract", str(target)))
-            with closing_run(self._catalog, run_id):
-                locks = self._config.home / "locks"
-                with new_folder(target, locks, replace=force) as partial, _kept(work, locks):
-                    record = _write(
-                        pair, request, partial, work, name,
-                        sources=(base, finetuned), dtype=dtype, base_model=base_model,
-                        digest=digest, listener=listener,
-                    )  # fmt: skip
-                adapter = self._catalogue(run_id, name, target, record, known, folders)
-        shutil.rmtree(work, ignore_errors=True)
+        with ModelPair.open(*_folders(request)) as pair:
+            job = _job(pair, request, name, target, listener)
+            # Until it is catalogued: another process that found it would catalogue it too.
+            with writing(target, self._config.home / "locks"):
+                known = self._catalog.by_name(name)
+                done = self._already_there(job, known, force=force)
+                done = done or self._made(pair, job, known, force=force, listener=listener)
+        shutil.rmtree(self._work(job), ignore_errors=True)
+        return done
+
+    def _made(
+        self, pair: ModelPair, job: _Job, known: Adapter | None, *, force: bool, listener: Listener
+    ) -> Extracted:
+        """A new result, where nobody else writes it."""
+        if job.base_model is None:
+            text = "the name of the base model is not known; give it with --base owner/name"
+            listener(Warned(text))
+        self._catalog.sweep_dead_runs()
+        run_id = self._catalog.begin_run(job.draft)
+        work, locks = self._work(job), self._config.home / "locks"
+        with closing_run(self._catalog, run_id):
+            with new_folder(job.target, replace=force) as partial, _kept(work, locks):
+                record = _write(pair, job, partial, work, listener)
+            adapter = self._catalogue(run_id, job, record, known)
         return Extracted(adapter, record, "extracted")
+
+    def _work(self, job: _Job) -> Path:
+        """Folder of the modules that are finished."""
+        return self._config.home / "extractions" / job.digest
 
     def verify(self, adapter: Adapter, record: Extraction, listener: Listener) -> Verification:
         """Recompute an extracted adapter; see `lorahub.workspace.Workspace.verify`."""
@@ -153,48 +154,35 @@ class Extractor:
             )
         return check
 
-    def _already_there(
-        self,
-        name: str,
-        target: Path,
-        digest: str,
-        known: Adapter | None,
-        folders: list[Path],
-        *,
-        force: bool,
-    ) -> Extracted | None:
+    def _already_there(self, job: _Job, known: Adapter | None, *, force: bool) -> Extracted | None:
         """The same result if it stands there already; room for it otherwise."""
+        target = job.target
         record = Extraction.read(target) if target.is_dir() and not force else None
         if (
             record is not None
-            and record.digest == digest
+            and record.digest == job.digest
             and (known is None or known.origin.folder == target)
             and file_sha256(target / _WEIGHTS) == record.weights_sha256
         ):
             if known is None:  # finished by a process that was killed before it could say so
-                run_id = self._catalog.begin_run(RunDraft(digest, "", "extract", str(target)))
-                known = self._catalogue(run_id, name, target, record, None, folders)
+                known = self._catalogue(self._catalog.begin_run(job.draft), job, record, None)
             return Extracted(known, record, "unchanged")
         if known is not None and not force:
             raise ConflictError(
-                f"an adapter named '{name}' is already in the catalog",
+                f"an adapter named '{job.name}' is already in the catalog",
                 hint="choose another --name, or pass --force to replace it",
             )
         return None
 
     def _catalogue(
-        self,
-        run_id: int,
-        name: str,
-        target: Path,
-        record: Extraction,
-        replaced: Adapter | None,
-        folders: list[Path],
+        self, run_id: int, job: _Job, record: Extraction, replaced: Adapter | None
     ) -> Adapter:
-        info = formats.inspect(target)
-        adapter = Adapter(name, Origin(Source.EXTRACT, target), info, method="extract")
+        origin = Origin(Source.EXTRACT, job.target)
+        adapter = Adapter(job.name, origin, formats.inspect(job.target), method="extract")
         # The result is the fine-tuned model minus the base model.
-        models = zip(folders, (record.base, record.finetuned), (-1.0, 1.0), strict=True)
+        models = zip(
+            _folders(job.request), (record.base, record.finetuned), (-1.0, 1.0), strict=True
+        )
         parents = [
             Parent(
                 str(folder), source.content_hash, weight, source.repo_id, source.revision,
@@ -209,6 +197,32 @@ class Extractor:
             record.to_json(),
             replaces=replaced.id if replaced else None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A request with all that determines its result."""
+
+    request: Request
+    name: str
+    target: Path
+    base: ModelSource
+    finetuned: ModelSource
+    dtype: str
+    base_model: str | None
+    digest: str
+
+    @property
+    def draft(self) -> RunDraft:
+        return RunDraft(self.digest, "", "extract", str(self.target))
+
+
+def _job(pair: ModelPair, request: Request, name: str, target: Path, listener: Listener) -> _Job:
+    base, finetuned = _pinned(pair, listener)
+    dtype = request.dtype or pair.dtype
+    base_model = request.base_model or base.repo_id or _named(pair.base.folder)
+    digest = _digest(base, finetuned, request, dtype, base_model)
+    return _Job(request, name, target, base, finetuned, dtype, base_model, digest)
 
 
 @contextmanager
@@ -229,19 +243,7 @@ def _kept(work: Path, locks: Path) -> Iterator[None]:
             raise
 
 
-def _write(
-    pair: ModelPair,
-    request: Request,
-    folder: Path,
-    work: Path,
-    name: str,
-    *,
-    sources: tuple[ModelSource, ModelSource],
-    dtype: str,
-    base_model: str | None,
-    digest: str,
-    listener: Listener,
-) -> Extraction:
+def _write(pair: ModelPair, job: _Job, folder: Path, work: Path, listener: Listener) -> Extraction:
     from lorahub.card import render_extraction
     from lorahub.engine.extract import extract, overall_error
     from lorahub.engine.plan import LORAHUB_VERSION
@@ -254,28 +256,28 @@ def _write(
         pair,
         work,
         folder / _WEIGHTS,
-        rank=request.rank,
-        energy=request.energy,
-        dtype=dtype,
+        rank=job.request.rank,
+        energy=job.request.energy,
+        dtype=job.dtype,
         listener=listener,
     )
     config = formats.peft.config_for(
         {m.name: m.rank for m in modules},
-        base_model=base_model,
+        base_model=job.base_model,
         task_type=None,
         fan_in_fan_out=pair.transposed,
     )
     (folder / formats.peft.CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
     info = formats.inspect(folder)
     record = Extraction(
-        digest=digest,
+        digest=job.digest,
         lorahub=LORAHUB_VERSION,
-        base=sources[0],
-        finetuned=sources[1],
-        base_model=base_model,
-        rank=request.rank,
-        energy=request.energy,
-        dtype=dtype,
+        base=job.base,
+        finetuned=job.finetuned,
+        base_model=job.base_model,
+        rank=job.request.rank,
+        energy=job.request.energy,
+        dtype=job.dtype,
         error=overall_error(modules),
         modules=modules,
         unchanged=unchanged,
@@ -283,7 +285,7 @@ def _write(
         weights_sha256=info.weights_sha256,
     )
     (folder / FILE_NAME).write_text(record.to_json(), encoding="utf-8")
-    card = render_extraction(record, info, name=name)
+    card = render_extraction(record, info, name=job.name)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return record
 

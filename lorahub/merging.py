@@ -114,12 +114,18 @@ def output_of(name: str | None, folder: Path | None, config: Config) -> tuple[st
     return name, (folder or config.adapters / name).expanduser().absolute()
 
 
-def _whole(target: Path, plan: Plan) -> Record | None:
-    """The record of the result of this very plan, where it stands with the weights it tells of."""
+def _found(target: Path, plan: Plan) -> Record | None:
+    """The record of the result of this very plan, if one stands there."""
     record = Record.read(target) if target.is_dir() else None
-    if record is None or not is_result_of(record, plan):
+    return record if record is not None and is_result_of(record, plan) else None
+
+
+def _whole(target: Path, plan: Plan) -> Record | None:
+    """As `_found`, where the weights that it tells of stand there too."""
+    record = _found(target, plan)
+    if record is None or file_sha256(target / WEIGHTS) != record.weights_sha256:
         return None
-    return record if file_sha256(target / WEIGHTS) == record.weights_sha256 else None
+    return record
 
 
 class Merger:
@@ -258,9 +264,7 @@ class Merger:
 
     def is_there(self, recipe: Recipe, plan: Plan) -> bool:
         """Whether the result of this very plan stands there; its bytes are not looked at."""
-        _, target = self.target(recipe)
-        record = Record.read(target) if target.is_dir() else None
-        return record is not None and is_result_of(record, plan)
+        return _found(self.target(recipe)[1], plan) is not None
 
     def _unchanged_at(self, target: Path, plan: Plan, known: Adapter | None) -> Merged | None:
         """The same result, if the catalog knows it and it stands there."""

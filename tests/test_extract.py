@@ -35,7 +35,7 @@ from lorahub.errors import (
     VerificationError,
 )
 from lorahub.events import Advanced, Event, PhaseStarted, Warned
-from lorahub.extracting import Extracted
+from lorahub.extracting import Extracted, Extractor
 from lorahub.extraction import Extraction
 from lorahub.extraction_plan import Request
 from lorahub.kernels import truncation
@@ -596,6 +596,25 @@ def test_an_existing_result_is_replaced_only_by_force(home: Path, pair: tuple[Pa
     with pytest.raises(ConflictError, match="already exists"):
         extract(*pair, name="z", folder=taken)
     assert entries(taken) == set()
+
+
+def test_a_result_in_its_place_is_catalogued_by_who_made_it(
+    home: Path, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes that both did would each find the other's name taken."""
+    catalogue = Extractor._catalogue
+
+    def met_by_another(self: Extractor, *words: Any) -> Any:
+        monkeypatch.setattr(Extractor, "_catalogue", catalogue)
+        with pytest.raises(ConflictError, match="is writing it right now"):
+            extract(*pair)
+        return catalogue(self, *words)
+
+    monkeypatch.setattr(Extractor, "_catalogue", met_by_another)
+    assert extract(*pair).state == "extracted"
+    assert extract(*pair).state == "unchanged"
+    with Workspace.open() as workspace:
+        assert [run.state for run in workspace.catalog.runs()] == ["finished"]
 
 
 def test_the_hubs_cache_tells_names_and_commits(home: Path, tmp_path: Path) -> None:
