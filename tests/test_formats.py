@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -649,6 +650,31 @@ def test_the_writer_never_overwrites_a_file(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         Writer(path, header_room=100)
     assert path.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_disk_is_told_of_every_byte_once_whatever_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    advised: list[tuple[int, int]] = []
+
+    def advise(file: int, start: int, size: int, advice: int) -> None:
+        assert os.fstat(file).st_size >= start + size
+        advised.append((start, start + size))
+        if refused:
+            raise OSError(errno.EINVAL, "no advice here")
+
+    monkeypatch.setattr(os, "posix_fadvise", advise, raising=False)
+    monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
+    tensors = {f"t{i}": torch.full((1 << 19, 1 + i), float(i)) for i in range(4)}
+    with Writer(tmp_path / "x", header_room=1000) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, encode(tensor, "F32"))
+    found = load_file(tmp_path / "x")
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    first = read_header(tmp_path / "x").tensors["t0"].start
+    assert [start for start, _ in advised] == [first, *(stop for _, stop in advised[:-1])]
+    assert advised[-1][1] == (tmp_path / "x").stat().st_size
 
 
 def test_a_header_without_room_leaves_no_valid_file(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import local
@@ -28,6 +29,7 @@ MAX_HEADER_BYTES = 100_000_000
 """The limit the reference implementation sets, against headers made to exhaust memory."""
 
 _CHUNK = 1 << 20
+_FLUSH_BYTES = 4 << 20
 
 _BITS: Mapping[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
@@ -277,6 +279,7 @@ class Writer:
         self._file.seek(8 + self._room)
         self._entries: dict[str, dict[str, Any]] = {}
         self._end = 0
+        self._flushed = 0
 
     def write(self, name: str, tensor: Encoded) -> None:
         """Append one tensor."""
@@ -298,6 +301,19 @@ class Writer:
     def _add(self, name: str, dtype: str, shape: Sequence[int], size: int) -> None:
         self._entries[name] = header_entry(dtype, shape, self._end, size)
         self._end += size
+        if self._end - self._flushed >= _FLUSH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Let the disk begin with what is new, so that little is left to wait for at the end.
+
+        On Linux the advice starts writing dirty pages, and drops only those that are on disk.
+        """
+        if hasattr(os, "posix_fadvise"):
+            start, size = 8 + self._room + self._flushed, self._end - self._flushed
+            with suppress(OSError):  # a file system need not take advice
+                os.posix_fadvise(self._file.fileno(), start, size, os.POSIX_FADV_DONTNEED)
+        self._flushed = self._end
 
     def __enter__(self) -> Writer:
         return self
