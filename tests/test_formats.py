@@ -664,6 +664,7 @@ def test_the_disk_is_told_of_every_byte_once_whatever_it_says(
         if refused:
             raise OSError(errno.EINVAL, "no advice here")
 
+    monkeypatch.setattr("lorahub.formats.safetensors._FLUSH_BYTES", 1 << 22)
     monkeypatch.setattr(os, "posix_fadvise", advise, raising=False)
     monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
     tensors = {f"t{i}": torch.full((1 << 19, 1 + i), float(i)) for i in range(4)}

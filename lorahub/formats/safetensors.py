@@ -29,7 +29,7 @@ MAX_HEADER_BYTES = 100_000_000
 """The limit the reference implementation sets, against headers made to exhaust memory."""
 
 _CHUNK = 1 << 20
-_FLUSH_BYTES = 4 << 20
+_FLUSH_BYTES = 16 << 20
 
 _BITS: Mapping[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
