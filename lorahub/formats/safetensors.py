@@ -30,6 +30,7 @@ MAX_HEADER_BYTES = 100_000_000
 
 _CHUNK = 1 << 20
 _FLUSH_BYTES = 16 << 20
+"""New bytes at which the disk begins with them; with fewer the advice itself costs time."""
 
 _BITS: Mapping[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
