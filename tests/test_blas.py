@@ -7,8 +7,10 @@ import sys
 from contextlib import ExitStack
 
 import numpy as np
-from threadpoolctl import threadpool_info, threadpool_limits
+import pytest
+from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limits
 
+from lorahub.kernels import blas
 from lorahub.kernels.blas import one_thread
 
 
@@ -29,25 +31,38 @@ def test_the_last_to_leave_gives_the_threads_back() -> None:
         assert threads() == {2}
 
 
+def test_libraries_are_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[None] = []
+
+    class Counting(ThreadpoolController):
+        def __init__(self) -> None:
+            looked.append(None)
+            super().__init__()
+
+    monkeypatch.setattr(blas, "ThreadpoolController", Counting)
+    blas._libraries.cache_clear()
+    for _ in range(3):
+        with one_thread():
+            assert threads() == {1}
+    assert len(looked) == 1
+    blas._libraries.cache_clear()
+
+
 def test_a_library_that_comes_later_has_one_thread_too() -> None:
     code = """
 import sys
-from threadpoolctl import threadpool_info
-import numpy
+from threadpoolctl import threadpool_info, threadpool_limits
 from lorahub.kernels.blas import one_thread
 def threads():
-    return [x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"]
-before = threads()
-assert "scipy.linalg" not in sys.modules
+    return {x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"}
 with one_thread():
-    from scipy.linalg import eigh
-    several = threads()
-    with one_thread():
-        inside = threads()
-    within = threads()
-assert set(inside) == set(within) == {1}, (inside, within)
-after = threads()
-assert len(after) == len(several) and set(after) <= {*several, *before}, (before, several, after)
-assert not before or max(after) == max(before), (before, after)
+    assert "scipy.linalg" not in sys.modules
+    with one_thread("scipy.linalg"):
+        assert threads() == {1}, threads()
+    assert threads() == {1}, threads()
+with threadpool_limits(2, user_api="blas"):
+    with one_thread("scipy.linalg"), one_thread():
+        assert threads() == {1}, threads()
+    assert threads() == {2}, threads()
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,38 +6,48 @@ barriers.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from importlib import import_module
 from threading import Lock
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 _lock = Lock()
 _users = 0
-_limits: list[threadpool_limits] = []
-_with_scipy = False
+_limited: set[str] = set()
+_limits = ExitStack()
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Give every BLAS loaded so far one thread while anyone is inside, in any thread.
+def one_thread(user: str = "numpy") -> Iterator[None]:
+    """Give the BLAS of ``user`` one thread while anyone is inside, in any thread.
 
-    The last to leave gives them back what they had. Within another it costs next to nothing,
-    else about a millisecond, in which the process's libraries are looked through. A caller of
-    scipy imports it first.
+    The last to leave gives every BLAS back the threads that it had.
+
+    Args:
+        user: The module whose BLAS it is: ``numpy`` or ``scipy.linalg``.
     """
-    global _users, _with_scipy
+    global _users
+    libraries = _libraries(user)
     with _lock:
         _users += 1
-        scipy = "scipy.linalg" in sys.modules
-        if _users == 1 or scipy != _with_scipy:
-            _limits.append(threadpool_limits(1, user_api="blas"))
-            _with_scipy = scipy
+        if user not in _limited:
+            _limits.enter_context(libraries.limit(limits=1, user_api="blas"))
+            _limited.add(user)
     try:
         yield
     finally:
         with _lock:
             _users -= 1
-            while not _users and _limits:
-                _limits.pop().restore_original_limits()
+            if not _users:
+                _limits.close()
+                _limited.clear()
+
+
+@cache
+def _libraries(user: str) -> ThreadpoolController:
+    """Those of the process once ``user`` is loaded; to look through them takes a millisecond."""
+    import_module(user)
+    return ThreadpoolController()

@@ -276,7 +276,7 @@ def _leading(core: Tensor, k: int) -> tuple[Tensor, Tensor]:
     from scipy.linalg import eigh
 
     wanted = [R - k, R - 1]
-    with one_thread():
+    with one_thread("scipy.linalg"):
         found = [eigh(c, subset_by_index=wanted, check_finite=False) for c in core.numpy()]
     values = torch.stack([torch.from_numpy(v) for v, _ in found])
     vectors = torch.stack([torch.from_numpy(v) for _, v in found])
