@@ -200,7 +200,7 @@ def _row(
     norms = {name: means[:, 1 + i] for i, name in enumerate(names)}
     fair, error = _without_luck(scores)
     corrected, spread = _corrected_regret(scores)
-    regret = 100 * (best - suggested)
+    regret = 100 * np.array([_regret(one) for one in scores])
     behind = 100 * np.mean([_best_other(one) - one[0].mean() for one in scores])
     worst = int(regret.argmax())
     who = ", ".join(name.removesuffix("_r8_s0") for name in sets[worst])

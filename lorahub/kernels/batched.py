@@ -8,7 +8,7 @@ batch are LAPACK's of one matrix after the other, in one call where they all lie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from lorahub.kernels.blas import one_thread
@@ -57,8 +57,8 @@ def gram(X: Tensor, *, precise: bool = False) -> Tensor:
     # What is no number, or too large, reaches the result, where it is found and named.
     with one_thread(), np.errstate(invalid="ignore", over="ignore"):
         for x, whole in zip(_apart(X, dtype), found.numpy(), strict=True):
-            # numpy gives a matrix times its own transpose to syrk, at little more than half the
-            # cost; torch does not.
+            # numpy gives a matrix times its own transpose to syrk, which leaves out half of the
+            # products; torch does not.
             rows = x.numpy()
             whole[:] = rows @ rows.T
     return found
@@ -79,17 +79,6 @@ def factorised(function: Callable[..., tuple[Tensor, ...]], *X: Tensor) -> tuple
     batches = [X] if whole else zip(*(x.split(1) for x in X), strict=True)
     found = [function(*batch) for batch in batches]
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
-
-
-def strips(size: int) -> Iterator[slice]:
-    """Cuts of a triangular or symmetric matrix that leave out most of what is not needed."""
-    step = max(32, size // 8)
-    return (slice(j, min(j + step, size)) for j in range(0, size, step))
-
-
-def mirrored(upper: Tensor) -> Tensor:
-    """The symmetric matrices whose upper triangles are given; the others are overwritten."""
-    return upper.triu_() + upper.triu(1).mT
 
 
 def core_home(x: Tensor) -> Tensor:

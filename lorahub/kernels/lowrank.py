@@ -10,12 +10,12 @@ factorisations are cubic in R. None of them ever forms a d_out x d_in matrix.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from lorahub.kernels.batched import factorised, gram, mirrored, products, strips
+from lorahub.kernels.batched import factorised, gram, products
 from lorahub.kernels.blas import one_thread
 from lorahub.kernels.krylov import Krylov, orthonormal
 from lorahub.kernels.stack import Factors, Mix, Stack
@@ -260,11 +260,22 @@ def _sandwiched(U: Tensor, gram: Tensor) -> Tensor:
         return products(products(U, gram), U.mT)
     upper = torch.empty_like(gram)
     for u, g, out in zip(U, gram, upper, strict=True):
-        half = torch.cat([u[part, part.start :] @ g[part.start :] for part in strips(R)])
-        for part in strips(R):
+        half = torch.cat([u[part, part.start :] @ g[part.start :] for part in _strips(R)])
+        for part in _strips(R):
             rows = slice(0, part.stop)
             torch.mm(half[rows, part.start :], u[part, part.start :].mT, out=out[rows, part])
-    return mirrored(upper)
+    return _mirrored(upper)
+
+
+def _strips(size: int) -> Iterator[slice]:
+    """Cuts of a triangular or symmetric matrix that leave out most of what is not needed."""
+    step = max(32, size // 8)
+    return (slice(j, min(j + step, size)) for j in range(0, size, step))
+
+
+def _mirrored(upper: Tensor) -> Tensor:
+    """The symmetric matrices whose upper triangles are given; the others are overwritten."""
+    return upper.triu_() + upper.triu(1).mT
 
 
 def _leading(core: Tensor, k: int) -> tuple[Tensor, Tensor]:
